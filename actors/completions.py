@@ -1,0 +1,40 @@
+"""vLLM's final output as our record, and the tokens that end an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from h1r_rl.records import Completion, VersionSpan
+
+
+def to_completion(output: Any, index: int, engine: str) -> Completion:
+    """The ids as sampled, their logprobs, and whose weights sampled them. A label that is not ours
+    (vLLM's first one is "default") is an error, and so is a token without a label."""
+    ids = np.array(output.token_ids, dtype=np.int32)
+    pairs = zip(output.logprobs, output.token_ids, strict=True)
+    logprobs = np.array([entry[token].logprob for entry, token in pairs], dtype=np.float32)
+    spans = tuple(VersionSpan(s.version, s.start, s.end) for s in output.weight_versions or ())
+    edges = [0, *(span.end for span in spans)]
+    contiguous = [span.start for span in spans] == edges[:-1] and edges[-1] == len(ids)
+    if not contiguous or any(not span.version.isdigit() for span in spans):
+        raise RuntimeError(
+            f"{engine}: expected our version labels over {len(ids)} tokens, found {spans}"
+        )
+    return Completion(index, ids, logprobs, spans, output.finish_reason, output.text, engine)
+
+
+def stop_ids(model_folder: str, trust_remote_code: bool) -> list[int]:
+    """End tokens named by the model folder: its generation settings' and its tokenizer's."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    ids: set[int | None] = set()
+    try:
+        eos = GenerationConfig.from_pretrained(model_folder).eos_token_id
+        ids |= set(eos if isinstance(eos, list) else [eos])
+    except OSError:
+        pass  # a folder without generation settings
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
+    ids.add(tokenizer.eos_token_id)
+    return sorted(i for i in ids if i is not None)

@@ -1,0 +1,60 @@
+"""Settings of one vLLM engine from the run's configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.vllm_plugin import BACKENDS
+from h1r_rl.config.schema import RolloutConfig, WeightsConfig
+
+
+def engine_env(config: RolloutConfig) -> dict[str, str]:
+    """Environment of the rollout actor's process; its engine processes inherit it."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if not config.num_gpus:
+        env |= {
+            "OMP_NUM_THREADS": str(config.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_TARGET_DEVICE": "cpu",
+        }
+    return env
+
+
+def engine_args(
+    config: RolloutConfig,
+    weights: WeightsConfig,
+    *,
+    model_folder: str,
+    seed: int,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's AsyncEngineArgs.
+
+    `processed_logprobs`: behaviour logprobs are those of the distribution sampled from. The SSM
+    state's dtype is set by name: `auto` would be the model's.
+    """
+    args: dict[str, Any] = {
+        "model": model_folder,
+        "dtype": config.dtype,
+        "seed": seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel,
+        "mamba_ssm_cache_dtype": config.mamba_ssm_cache_dtype,
+        "logprobs_mode": "processed_logprobs",
+        "enable_prefix_caching": config.prefix_caching,
+        "enforce_eager": config.enforce_eager,
+        "trust_remote_code": trust_remote_code,
+        "generation_config": "vllm",  # sampling comes from our requests alone
+        "weight_transfer_config": {"backend": BACKENDS[weights.backend]},
+        "worker_extension_cls": "actors.weight_receiver.WorkerExtension",
+    }
+    if config.num_gpus:
+        args["gpu_memory_utilization"] = config.gpu_memory_utilization
+    elif config.kv_cache_gib is not None:
+        args["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    return args

@@ -1,0 +1,264 @@
+"""One vLLM engine behind one Ray actor.
+
+Invariants: token ids, logprobs and version spans are the engine's own; an abort never becomes a
+Completion; weights change only in `commit`, while the engine is paused, and the label is read back
+from the engine afterwards. An engine that fails inside a commit is never resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.completions import stop_ids, to_completion
+from actors.engine_args import engine_args
+from h1r_rl.config.schema import RolloutConfig, WeightsConfig
+from h1r_rl.deadlines import within
+from h1r_rl.errors import DataError, RunFailed, WeightTransferError
+from h1r_rl.interfaces import Sampling
+from h1r_rl.records import Completion, GroupPart, Prompt
+from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
+
+CHUNK_S = 0.1  # siblings that finish this close together share a message
+LOG_LINES = 8
+
+
+@ray.remote(max_concurrency=1000)
+class RolloutActor:
+    def __init__(self, name: str, config: RolloutConfig, weights: WeightsConfig, run: str) -> None:
+        self._name = name
+        self._run = run
+        self._config = config
+        self._weights = weights
+        self._engine: Any = None
+        self._processes: list[Any] = []
+        self._stats: dict[str, float] = {}
+        self._totals = {"completions": 0.0, "pause_s": 0.0, "updates": 0.0}
+        self._unpaused = asyncio.Event()
+        self._unpaused.set()
+
+    async def start(
+        self, model_folder: str, *, seed: int, version: str, trust_remote_code: bool
+    ) -> None:
+        """Build the engine and label its weights."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from actors.engine_stats import stats_recorder
+        from actors.owner_watch import own_engine_processes
+        from actors.sampling_guard import refuse_foreign_logits_processors
+
+        refuse_foreign_logits_processors()
+        own_engine_processes()
+        self._stats, recorder = stats_recorder()
+        args = engine_args(
+            self._config,
+            self._weights,
+            model_folder=model_folder,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        )
+        try:
+            self._engine = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**args), stat_loggers=[recorder]
+            )
+        except Exception as error:
+            raise RunFailed(f"{self._name}: {error} ({_log_tail()})") from error
+        self._processes = multiprocessing.active_children()
+        await self._engine.update_weight_version(version)
+        self._version = await self._engine.get_weight_version()
+        self._stop_ids = stop_ids(model_folder, trust_remote_code)
+
+    async def facts(self) -> dict[str, Any]:
+        """Process ids, for supervision."""
+        return {"pid": os.getpid(), "engine_pids": [process.pid for process in self._processes]}
+
+    async def generate(
+        self, prompt: Prompt, sample_indices: Sequence[int], sampling: Sampling
+    ) -> AsyncIterator[Any]:
+        """Yields, for each chunk of finished samples, a GroupPart and then its completions."""
+        room = self._config.max_model_len - len(prompt.token_ids)
+        if sampling.max_tokens > room:
+            raise DataError(
+                f"prompt {prompt.key} of {len(prompt.token_ids)} tokens leaves {room} of "
+                f"rollout.max_model_len ({self._config.max_model_len}), expected room for "
+                f"{sampling.max_tokens}; drop the prompt or raise the limit"
+            )
+        started = time.monotonic()
+        tasks = [
+            asyncio.create_task(self._sample(prompt, index, sampling)) for index in sample_indices
+        ]
+        pending = set(tasks)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if pending:
+                    more, pending = await asyncio.wait(pending, timeout=CHUNK_S)
+                    done |= more
+                finished = [task.result() for task in tasks if task in done]
+                yield GroupPart(
+                    sample_indices=tuple(c.sample_index for c in finished),
+                    lengths=tuple(len(c.token_ids) for c in finished),
+                    finish_reasons=tuple(c.finish_reason for c in finished),
+                    version_spans=tuple(c.version_spans for c in finished),
+                    surprise=tuple(-float(c.logprobs.mean()) for c in finished),
+                    engine=self._name,
+                    seconds=time.monotonic() - started,
+                )
+                yield finished
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _sample(self, prompt: Prompt, index: int, sampling: Sampling) -> Completion:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        # A request that came in during a commit would be salted with the version that it leaves.
+        await within(self._unpaused.wait(), self._config.request_timeout_s, "a weight update")
+        inputs = TokensPrompt(prompt_token_ids=prompt.token_ids.tolist())
+        if self._config.prefix_caching:
+            inputs["cache_salt"] = self._version  # blocks of older weights never match
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            logprobs=0,  # the sampled token's own
+            stop_token_ids=self._stop_ids,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        request_id = f"{self._run}/{prompt.key}/{index}/{time.monotonic_ns()}"
+        final = None
+        try:
+            async for output in self._engine.generate(inputs, parameters, request_id):
+                final = output
+        except EngineDeadError as error:
+            raise RuntimeError(await self._death_notice()) from error
+        if final is None or final.outputs[0].finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"the engine aborted request {request_id}")
+        completion = to_completion(final.outputs[0], index, self._name)
+        self._totals["completions"] += 1
+        return completion
+
+    async def join_epoch(self, epoch: TransferEpoch) -> None:
+        """Meet the learner and the other engines; returns when this engine has."""
+        await self._command(
+            action="join",
+            epoch=dataclasses.asdict(epoch),
+            rank_offset=epoch.rank_offsets[self._name],
+        )
+        await self._settled(epoch.deadline_s, f"joining epoch {epoch.number}")
+
+    async def begin_receive(self, manifest: WeightManifest) -> None:
+        """Stage a transfer on the workers' own threads; returns at once."""
+        await self._command(
+            action="receive",
+            parameters=[(p.name, list(p.shape), p.dtype) for p in manifest.parameters],
+            bucket_bytes=manifest.bucket_bytes,
+        )
+
+    async def staged(self) -> None:
+        """Returns when every worker holds a whole, checked transfer beside its model."""
+        await self._settled(self._weights.deadline_s, "receiving weights")
+
+    async def commit(self, version: str) -> float:
+        """Load what was staged while generation is paused; returns seconds of pause."""
+        started = time.monotonic()
+        self._unpaused.clear()
+        await within(self._swap(version), self._weights.deadline_s, f"committing {version!r}")
+        self._version = version
+        self._unpaused.set()
+        pause_s = time.monotonic() - started
+        self._totals["pause_s"] += pause_s
+        self._totals["updates"] += 1
+        return pause_s
+
+    async def _swap(self, version: str) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        recompute = self._config.running_state == "recompute"
+        await self._engine.pause_generation(mode="keep", clear_cache=recompute)
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={}))
+        await self._engine.finish_weight_update(weight_version=version)
+        held = await self._engine.get_weight_version()
+        if held != version:
+            raise RuntimeError(f"it says that it holds version {held!r} after {version!r} was sent")
+        await self._engine.resume_generation()
+
+    async def version(self) -> str:
+        return await self._engine.get_weight_version()
+
+    async def health(self) -> None:
+        """Raises when the engine is dead."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._engine.check_health()
+        except EngineDeadError as error:
+            raise RuntimeError(await self._death_notice()) from error
+
+    async def stats(self) -> dict[str, float]:
+        return self._stats | self._totals
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    async def _command(self, **command: Any) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await within(
+            self._engine.init_weight_transfer_engine(WeightTransferInitRequest(command)),
+            self._weights.deadline_s,
+            f"{self._name}: weight transfer {command['action']}",
+        )
+
+    async def _settled(self, deadline_s: float, what: str) -> None:
+        """Poll the workers, which go on generating, until what was begun has ended."""
+        end = time.monotonic() + deadline_s
+        pause_s = 0.005
+        while time.monotonic() < end:
+            outcomes = await within(
+                self._engine.collective_rpc("weight_transfer_outcome"),
+                self._weights.deadline_s,
+                f"{self._name}: asking about {what}",
+            )
+            failed = [outcome for outcome in outcomes if outcome not in ("running", "done")]
+            if failed:
+                raise WeightTransferError(f"{self._name}, {what}: {failed[0]}", (self._name,))
+            if "running" not in outcomes:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 0.25)
+        raise WeightTransferError(
+            f"{self._name}, {what}: not complete after its deadline of {deadline_s:g} s",
+            (self._name,),
+        )
+
+    async def _death_notice(self) -> str:
+        await asyncio.sleep(0.5)  # the exit code and the last words may come a moment later
+        codes = [process.exitcode for process in self._processes]
+        return f"the engine process ended with exit code {codes} ({_log_tail()})"
+
+
+def _log_tail() -> str:
+    """Last lines of this process's log, which its engine processes share."""
+    try:
+        with open(os.readlink("/proc/self/fd/2"), "rb") as log:
+            log.seek(max(0, Path(log.name).stat().st_size - 4096))
+            lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+    except OSError:
+        return "no log to be read"
+    return "last log lines: " + " | ".join(line.strip() for line in lines if line.strip())

@@ -1,0 +1,94 @@
+"""The `h1r` command.
+
+Exit codes: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from h1r_rl.errors import RunFailed, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train hybrid Transformer-Mamba reasoning models: SFT, GRPO, evaluation on a Ray cluster.",
+)
+
+RunFile = Annotated[Path, typer.Argument(help="The run's YAML, e.g. cluster/runs/tiny-cpu.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides, e.g. grpo.steps=3 name=trial.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an unfinished run; finished stages are kept.")
+]
+
+
+@app.command()
+def run(run_file: RunFile, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Run all stages: data and model, SFT, GRPO, evaluation after each."""
+    _execute(run_file, overrides, resume, only=None)
+
+
+@app.command()
+def sft(run_file: RunFile, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Run the SFT stage alone (data and base model are prepared if they are not there)."""
+    _execute(run_file, overrides, resume, only="sft")
+
+
+@app.command()
+def grpo(run_file: RunFile, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Run the GRPO stage alone, from the run's SFT model (or its base, without an SFT section)."""
+    _execute(run_file, overrides, resume, only="grpo")
+
+
+@app.command("eval")
+def evaluate(run_file: RunFile, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Evaluate every model that the run has so far."""
+    _execute(run_file, overrides, resume, only="evaluate")
+
+
+@app.command()
+def check(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Validate a run without starting anything: keys, files, columns, arithmetic, sampling."""
+    from cluster.check_data import check_files
+    from h1r_rl.config.load import load_run
+
+    config = load_run(run_file, overrides or ())
+    check_files(config)
+    typer.echo(f"{run_file}: no mistake found")
+
+
+def _execute(run_file: Path, overrides: list[str] | None, resume: bool, only: str | None) -> None:
+    from cluster.pipeline import execute
+    from h1r_rl.config.load import load_run
+
+    execute(load_run(run_file, overrides or ()), resume=resume, only=only)
+
+
+def main() -> None:
+    """Console entry point: mistakes and failures end in one line, not in a traceback."""
+    # Also where a shell started us with SIGINT ignored, or a scheduler sends SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunFailed as error:
+        print(f"run failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

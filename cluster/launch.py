@@ -1,0 +1,151 @@
+"""Stages as Ray jobs: submit, watch, stop.
+
+Invariant: a local run and a remote one differ in the address alone; whatever way a run ends, its
+job is stopped and an embedded Ray is shut down.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.run_folder import RunFolder
+from h1r_rl.config.schema import ClusterConfig
+from h1r_rl.errors import ConfigError, RunFailed, UserError
+
+POLL_S = 0.5
+STOP_DEADLINE_S = 60.0
+SUBMIT_DEADLINE_S = 120.0
+
+
+@contextmanager
+def ray_cluster(config: ClusterConfig) -> Iterator[str]:
+    """The Jobs address of the run's cluster, an embedded one where the address is `local`."""
+    if config.address != "local":
+        yield config.address
+        return
+    import ray
+
+    # A stopped stage closes engines and learners in order; Ray's default grace is 3 s.
+    os.environ["RAY_JOB_STOP_WAIT_TIME_S"] = str(int(STOP_DEADLINE_S - 10))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _check_port(config.dashboard_port)
+    context = ray.init(
+        address="local",
+        num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+        include_dashboard=True,
+        dashboard_port=config.dashboard_port or _free_port(),
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    try:
+        yield f"http://{context.dashboard_url}"
+    finally:
+        ray.shutdown()
+
+
+def run_stage(
+    address: str,
+    stage: str,
+    folder: RunFolder,
+    parent_run_id: str | None,
+    *,
+    on_poll: Callable[[], None],
+) -> None:
+    """Submit one stage and wait for its end; `on_poll` redraws progress."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+    except Exception as error:
+        raise ConfigError(
+            f"cluster.address: expected a Ray Jobs endpoint, found {address} ({error}); start the "
+            "cluster, or use address: local"
+        ) from error
+    (folder.path / "error.json").unlink(missing_ok=True)
+    path = str(folder.path.resolve())
+    python = sys.executable if address.startswith("http://127.") else "python"
+    command = [python, "-m", "cluster.stage_main", stage, path, *filter(None, [parent_run_id])]
+    job = _submit(client, shlex.join(command))
+    try:
+        while not (status := client.get_job_status(job)).is_terminal():
+            on_poll()
+            time.sleep(POLL_S)
+    except BaseException:
+        _stop(client, job)
+        raise
+    finally:
+        (folder.path / f"{stage}.log").write_text(_logs(client, job))
+    if status is not JobStatus.SUCCEEDED:
+        raise _failure(stage, folder, client, job)
+
+
+def _submit(client: Any, command: str) -> str:
+    """A cluster that has just started answers before its agents can run a job: ask again."""
+    deadline = time.monotonic() + SUBMIT_DEADLINE_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=command)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise RunFailed(f"the cluster took no job: {error}") from error
+            time.sleep(POLL_S)
+
+
+def _failure(stage: str, folder: RunFolder, client: Any, job: str) -> Exception:
+    import json
+
+    file = folder.path / "error.json"
+    if file.exists():
+        error = json.loads(file.read_text())
+        if error["code"] == 2:
+            return UserError(error["message"])
+        cause = error["message"]
+    else:
+        lines = _logs(client, job).strip().splitlines()
+        cause = f"{client.get_job_info(job).message}; last output: {' | '.join(lines[-5:])}"
+    return RunFailed(f"stage {stage} failed: {cause} (log: {folder.path / f'{stage}.log'})")
+
+
+def _stop(client: Any, job: str) -> None:
+    deadline = time.monotonic() + STOP_DEADLINE_S
+    client.stop_job(job)
+    while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
+def _logs(client: Any, job: str) -> str:
+    try:
+        return client.get_job_logs(job)
+    except RuntimeError as error:
+        return f"(no log: {error})\n"
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _check_port(port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(
+                f"cluster.dashboard_port: {port} is in use; set 0 for a free one"
+            ) from None
+
+
+def resolved_path(path: Path) -> Path:
+    return path.expanduser().resolve()

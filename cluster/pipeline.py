@@ -1,0 +1,193 @@
+"""A run from its configuration to its closing table.
+
+Invariant: stages run in order, each once; what is finished is never repeated; every way out leaves
+MLflow's parent run with the true outcome and no process of ours behind.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import ray_cluster, resolved_path, run_stage
+from cluster.progress import Progress
+from cluster.run_folder import RunFolder
+from h1r_rl.config.schema import RunConfig
+from h1r_rl.evaluation.report import (
+    closing_table,
+    markdown_table,
+    read_metrics,
+    stage_entry,
+    terminal_plot,
+    write_result,
+)
+
+SPLITS = ("sft", "rl", "evaluation")
+
+
+def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
+    """Run the stages that `only` selects (None: all); see `plan_stages`."""
+    from h1r_rl.tracking import Tracker
+
+    started = time.monotonic()
+    config = _with_absolute_paths(config)
+    folder = RunFolder.claim(config, resume=resume)
+    tracker = None
+    status: Any = "FAILED"
+    progress = Progress(config, folder)
+    try:
+        with progress, timed(folder, "start", started):
+            tracker = Tracker.start(
+                config.tracking, run_name=config.name, folder=folder.path, stage="run"
+            )
+            tracker.log_params(config.model_dump(mode="json"))
+            tracker.log_artifact(folder.path / "resolved.yaml")
+            cluster = ray_cluster(config.cluster)
+            address = cluster.__enter__()
+        try:
+            with progress:
+                config = _prepare(config, folder)
+                for stage in plan_stages(config, folder, only):
+                    progress.begin(stage)
+                    with timed(folder, stage):
+                        run_stage(address, stage, folder, tracker.run_id, on_poll=progress.refresh)
+                    folder.update_state(done=[*folder.state().get("done", []), stage])
+        finally:
+            cluster.__exit__(None, None, None)
+        _close(config, folder, tracker, started)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if tracker is not None:
+            tracker.end(status)
+        folder.release()
+
+
+def plan_stages(config: RunConfig, folder: RunFolder, only: str | None) -> list[str]:
+    """The stages still to run, in order. `evaluate-X` needs X's model, which is there by then."""
+    order = ["evaluate-base"]
+    if config.sft:
+        order += ["sft", "evaluate-sft"]
+    if config.grpo:
+        order += ["grpo", "evaluate-grpo"]
+    done = set(folder.state().get("done", []))
+    if only == "evaluate":
+        models = {"sft": folder.sft_model, "grpo": folder.model}
+        return [
+            stage
+            for stage in order
+            if stage.startswith("evaluate-")
+            and (stage == "evaluate-base" or models[stage.removeprefix("evaluate-")].exists())
+        ]
+    if only is not None:
+        order = [stage for stage in order if stage == only]
+    return [stage for stage in order if stage not in done]
+
+
+class timed:  # noqa: N801 - reads as a statement
+    """Adds the wall time of a block to the run's minutes, whatever way it ends."""
+
+    def __init__(self, folder: RunFolder, stage: str, started: float | None = None) -> None:
+        self._folder, self._stage, self._started = folder, stage, started
+
+    def __enter__(self) -> None:
+        self._started = self._started or time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        assert self._started is not None
+        minutes = self._folder.state().get("minutes", {})
+        spent = minutes.get(self._stage, 0.0) + (time.monotonic() - self._started) / 60
+        self._folder.update_state(minutes=minutes | {self._stage: spent})
+
+
+def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """Generated data and the tiny model, where the run asks for them; splits checked."""
+    from h1r_rl.data.generate import generate_into
+    from h1r_rl.data.sources import check_disjoint, load_problems
+    from h1r_rl.hybrid.tiny import build_tiny_model
+
+    with timed(folder, "prepare"):
+        config = config.model_copy(
+            update={"data": generate_into(config.data, folder.data, seed=config.seed)}
+        )
+        folder.write_stage_config(config)
+        if config.model.tiny is not None and not folder.base_model.exists():
+            build_tiny_model(config.model.tiny, folder.base_model, seed=config.seed)
+        if "checked" not in folder.state():
+            splits = [s for s in SPLITS if getattr(config.data, s)]
+            check_disjoint(
+                [
+                    load_problems(
+                        getattr(config.data, split),
+                        config.data,
+                        split=split,
+                        cache=folder.data / "cache",
+                        need_response=split == "sft",
+                    )
+                    for split in splits
+                ]
+            )
+            folder.update_state(checked=True)
+    return config
+
+
+def _close(config: RunConfig, folder: RunFolder, tracker: Any, started: float) -> None:
+    """result.json, the closing table and where things are."""
+    import json
+
+    from rich.console import Console
+
+    evaluation = {
+        name: stage_entry(json.loads(folder.evaluation(name).read_text()))
+        for name in ("base", "sft", "grpo")
+        if folder.evaluation(name).exists()
+    }
+    minutes = dict(folder.state().get("minutes", {}))
+    other = (time.monotonic() - started) / 60 - sum(minutes.values())
+    minutes["other"] = max(other, 0.0)
+    result = write_result(folder.path, evaluation, minutes, folder.model)
+    tracker.log_artifact(folder.path / "result.json")
+    console = Console()
+    curve = [
+        (r["step"], r["reward/mean"])
+        for r in read_metrics(folder.metrics)
+        if r["stage"] == "grpo" and "reward/mean" in r
+    ]
+    if curve:
+        steps, rewards = zip(*curve, strict=True)
+        console.print(terminal_plot(list(steps), list(rewards), "GRPO: mean reward"))
+    console.print(closing_table(result))
+    (folder.path / "report.md").write_text(markdown_table(result) + "\n")
+    console.print("minutes: " + ", ".join(f"{k} {v:.1f}" for k, v in minutes.items()))
+    console.print(f"model    {_relative(folder.model)}")
+    console.print(f"report   {_relative(folder.path / 'report.md')}, result.json, grpo.png")
+    console.print(f"MLflow   make ui   (tracking store {config.tracking.uri})")
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A stage's process has another working folder than the command line."""
+    uri = config.tracking.uri
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        uri = prefix + str(resolved_path(Path(uri.removeprefix(prefix))))
+    data = config.data
+    splits = {s: tuple(resolved_path(p) for p in getattr(data, s)) for s in SPLITS}
+    model = config.model
+    return config.model_copy(
+        update={
+            "output": resolved_path(config.output),
+            "tracking": config.tracking.model_copy(update={"uri": uri}),
+            "data": data.model_copy(update=splits),
+            "model": model.model_copy(update={"path": model.path and resolved_path(model.path)}),
+        }
+    )
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,106 @@
+"""The folder of one run: what was asked, which stages are done, who is writing.
+
+Invariant: one process owns the folder at a time (a lock that dies with it), a folder made from
+other settings is never written to, and a stage counts as finished only once its outputs are whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from h1r_rl.config.load import build_run, dump_run
+from h1r_rl.config.schema import RunConfig
+from h1r_rl.errors import ConfigError
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: Any = None
+
+    @classmethod
+    def claim(cls, config: RunConfig, *, resume: bool) -> RunFolder:
+        """Create the folder, or take up an unfinished run of the same settings with `resume`."""
+        folder = cls(config.folder)
+        known = folder.path / "resolved.yaml"
+        if known.exists():
+            if not resume:
+                raise ConfigError(
+                    f"{folder.path} holds a run already; remove it, choose another name=, or add "
+                    "--resume to go on with it"
+                )
+            if yaml.safe_load(known.read_text()) != yaml.safe_load(dump_run(config)):
+                raise ConfigError(
+                    f"{folder.path} was made with other settings (see {known}); remove it or "
+                    "choose another name="
+                )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder._take_lock()
+        known.write_text(dump_run(config))
+        return folder
+
+    def write_stage_config(self, config: RunConfig) -> None:
+        """The settings as the stages see them: generated data named by its files."""
+        (self.path / "stages.yaml").write_text(dump_run(config))
+
+    @staticmethod
+    def config_of(path: Path) -> RunConfig:
+        """The settings that a stage's process runs under."""
+        return build_run(yaml.safe_load((path / "stages.yaml").read_text()), source=str(path))
+
+    @property
+    def base_model(self) -> Path:
+        return self.path / "base"
+
+    @property
+    def sft_model(self) -> Path:
+        return self.path / "sft-model"
+
+    @property
+    def model(self) -> Path:
+        """The final model."""
+        return self.path / "model"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def evaluation(self, name: str) -> Path:
+        return self.path / "evaluation" / f"{name}.json"
+
+    def state(self) -> dict[str, Any]:
+        file = self.path / "state.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def update_state(self, **changes: Any) -> None:
+        write_json(self.path / "state.json", self.state() | changes)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{self.path} is being written by another run; wait for it or choose another name="
+            ) from None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.partial")
+    draft.write_text(json.dumps(value, indent=2) + "\n")
+    draft.replace(file)

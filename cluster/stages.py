@@ -1,0 +1,305 @@
+"""The stages of a run, each a process of its own on the cluster (a Ray job).
+
+Invariant: a stage starts its services, does its work and closes them on every path out; its
+outputs appear whole; its MLflow run ends FINISHED, FAILED or KILLED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.grpo_loop import GRPORun, train_grpo
+from cluster.run_folder import RunFolder, write_json
+from cluster.weight_sync import WeightSync
+from h1r_rl.config.schema import EvaluationSetting, RunConfig
+from h1r_rl.data.chat import load_tokenizer, make_prompt
+from h1r_rl.data.prompt_stream import PromptStream
+from h1r_rl.data.sft_stream import SFTStream
+from h1r_rl.data.sources import Problems, load_problems
+from h1r_rl.errors import RolloutLost, RunFailed
+from h1r_rl.evaluation.metrics import summarise
+from h1r_rl.evaluation.report import plot_grpo, read_metrics
+from h1r_rl.grpo.build_batch import plan_sft_batch
+from h1r_rl.grpo.group_buffer import GroupBuffer
+from h1r_rl.interfaces import Sampling
+from h1r_rl.records import Group, Prompt, Sample, Verdict
+from h1r_rl.tracking import Tracker
+
+EVALUATION_IN_FLIGHT = 64  # prompts asked for at once
+MAX_REISSUES = 3
+
+
+def load_split(config: RunConfig, folder: RunFolder, split: str) -> Problems:
+    """One split, ground truths checked by the verifiers that will judge with them."""
+    from rewards.ground_truth import check_ground_truths
+
+    return load_problems(
+        getattr(config.data, split),
+        config.data,
+        split=split,
+        cache=folder.data / "cache",
+        need_response=split == "sft",
+        check_ground_truths=None if split == "sft" else check_ground_truths,
+    )
+
+
+async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | None) -> None:
+    """Supervised fine-tuning from the base model to `sft-model`."""
+    import ray
+
+    from learners.learner_group import LearnerGroup
+
+    sft = config.sft
+    assert sft is not None
+    source = base_folder(config, folder)
+    problems = load_split(config, folder, "sft")
+    stream = SFTStream(
+        problems.rows,
+        load_tokenizer(source, trust_remote_code=config.model.trust_remote_code),
+        system_prompt=config.model.system_prompt,
+        seed=config.seed,
+        max_length=sft.max_length,
+        batch_size=sft.batch_size,
+    )
+    async with tracked(config, folder, "sft", parent_run_id) as tracker:
+        async with services(
+            LearnerGroup.start(
+                config.learner,
+                sft.optimizer,
+                total_steps=sft.steps,
+                model_folder=str(source),
+                algorithm=None,
+                temperature=1.0,
+                max_response_tokens=sft.max_length,
+                weights=config.weights,
+                seed=config.seed,
+                start_timeout_s=config.cluster.start_timeout_s,
+                trust_remote_code=config.model.trust_remote_code,
+            )
+        ) as (learner,):
+            version = 0
+            for step in range(sft.steps):
+                traces = stream.next()
+                completions = ray.put([completion for _, completion in traces])
+                plan = plan_sft_batch(
+                    [_as_group(p, c, i, completions) for i, (p, c) in enumerate(traces)],
+                    ranks=config.learner.ranks,
+                    micro_batch_tokens=config.learner.micro_batch_tokens,
+                    learner_version=version,
+                )
+                metrics = await learner.forward_backward(plan)
+                result = await learner.optimizer_step()
+                version = result.version
+                tracker.log_step(
+                    step,
+                    {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
+                    | {"data/trimmed": float(stream.num_trimmed)},
+                )
+            await learner.export(str(folder.sft_model))
+
+
+async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | None) -> None:
+    """GRPO from the SFT model (or the base, where there is no SFT stage) to `model`."""
+    from learners.learner_group import LearnerGroup
+    from rewards.pool import RewardPool
+
+    grpo = config.grpo
+    assert grpo is not None
+    source = folder.sft_model if config.sft else base_folder(config, folder)
+    problems = load_split(config, folder, "rl")
+    prompts = PromptStream(
+        problems.rows,
+        load_tokenizer(source, trust_remote_code=config.model.trust_remote_code),
+        system_prompt=config.model.system_prompt,
+        seed=config.seed,
+        max_prompt_tokens=config.rollout.max_model_len - config.rollout.max_response_tokens,
+    )
+    timeout_s = config.cluster.start_timeout_s
+    async with tracked(config, folder, "grpo", parent_run_id) as tracker:
+        async with services(
+            LearnerGroup.start(
+                config.learner,
+                grpo.optimizer,
+                total_steps=grpo.steps,
+                model_folder=str(source),
+                algorithm=grpo.algorithm,
+                temperature=config.rollout.temperature,
+                max_response_tokens=config.rollout.max_response_tokens,
+                weights=config.weights,
+                seed=config.seed,
+                start_timeout_s=timeout_s,
+                trust_remote_code=config.model.trust_remote_code,
+            ),
+            start_rollouts(config, source, "0"),
+            RewardPool.start(config.reward, config.rollout.max_response_tokens, timeout_s),
+        ) as (learner, rollouts, rewards):
+            run = GRPORun(
+                config=config,
+                learner=learner,
+                rollouts=rollouts,
+                rewards=rewards,
+                prompts=prompts,
+                buffer=GroupBuffer(
+                    prompts_per_step=grpo.prompts_per_step,
+                    max_staleness=grpo.max_staleness,
+                    max_backfill=grpo.max_backfill,
+                ),
+                weights=WeightSync(learner, rollouts, await learner.weight_manifest()),
+                tracker=tracker,
+            )
+            await train_grpo(run)
+            await learner.export(str(folder.model))
+        records = [r for r in read_metrics(folder.metrics) if r["stage"] == "grpo"]
+        plot_grpo(records, folder.path / "grpo.png")
+        tracker.log_artifact(folder.path / "grpo.png")
+        tracker.set_tag("model", str(folder.model.resolve()))
+
+
+async def run_evaluation(
+    config: RunConfig, folder: RunFolder, parent_run_id: str | None, *, name: str
+) -> None:
+    """Held-out accuracy of the model called `name` ("base", "sft" or "grpo")."""
+    from rewards.pool import RewardPool
+
+    source = {"base": base_folder(config, folder), "sft": folder.sft_model, "grpo": folder.model}
+    settings = config.evaluation.settings[:1] if name == "base" else config.evaluation.settings
+    problems = load_split(config, folder, "evaluation").rows[: config.evaluation.limit]
+    tokenizer = load_tokenizer(source[name], trust_remote_code=config.model.trust_remote_code)
+    prompts = [
+        make_prompt(tokenizer, problem, system_prompt=config.model.system_prompt)
+        for problem in problems
+    ]
+    max_tokens = config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+    reward = config.reward.model_copy(update={"control": "none"})
+    async with tracked(config, folder, f"evaluate-{name}", parent_run_id) as tracker:
+        async with services(
+            start_rollouts(config, source[name], "0"),
+            RewardPool.start(reward, max_tokens, config.cluster.start_timeout_s),
+        ) as (rollouts, rewards):
+            summaries = {}
+            for setting in settings:
+                summaries[setting.name] = await measure(
+                    setting, prompts, max_tokens, rollouts, rewards
+                )
+                tracker.log_step(
+                    0, {f"{setting.name}/{k}": v for k, v in summaries[setting.name].items()}
+                )
+        write_json(folder.evaluation(name), summaries)
+
+
+async def measure(
+    setting: EvaluationSetting,
+    prompts: list[Prompt],
+    max_tokens: int,
+    rollouts: Any,
+    rewards: Any,
+) -> dict[str, float]:
+    """One evaluation setting over all prompts."""
+    sampling = Sampling(setting.temperature, max_tokens, setting.top_p)
+    gate = asyncio.Semaphore(EVALUATION_IN_FLIGHT)
+    shape = (len(prompts), setting.samples)
+    names = ("correct", "length", "formatted", "truncated", "surprise")
+    values = {name: np.zeros(shape) for name in names}
+
+    async def one(row: int, prompt: Prompt) -> None:
+        missing = set(range(setting.samples))
+        async with gate:
+            for _ in range(MAX_REISSUES):
+                try:
+                    async for part in rollouts.generate(prompt, sorted(missing), sampling):
+                        verdicts = await rewards.score(prompt, part)
+                        for k, index in enumerate(part.sample_indices):
+                            parts = verdicts[k].parts
+                            values["correct"][row, index] = parts.get("accuracy", 0.0) >= 1
+                            values["formatted"][row, index] = parts.get("format", 0.0)
+                            values["length"][row, index] = part.lengths[k]
+                            values["truncated"][row, index] = part.finish_reasons[k] == "length"
+                            values["surprise"][row, index] = part.surprise[k]
+                        missing -= set(part.sample_indices)
+                    return
+                except RolloutLost:
+                    continue  # the pool raises RunFailed once no engine is left
+            raise RunFailed(f"evaluation of {prompt.key} lost its engine {MAX_REISSUES} times")
+
+    async with asyncio.TaskGroup() as tasks:
+        for row, prompt in enumerate(prompts):
+            tasks.create_task(one(row, prompt))
+    return summarise(*(values[name] for name in names), pass_at=setting.pass_at)
+
+
+def base_folder(config: RunConfig, folder: RunFolder) -> Path:
+    return config.model.path if config.model.path is not None else folder.base_model
+
+
+def start_rollouts(config: RunConfig, model: Path, version: str) -> Awaitable[Any]:
+    from actors.rollout_pool import RolloutPool
+
+    return RolloutPool.start(
+        config.rollout,
+        config.weights,
+        model_folder=str(model),
+        seed=config.seed,
+        initial_version=version,
+        run_name=config.name,
+        start_timeout_s=config.cluster.start_timeout_s,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+@asynccontextmanager
+async def services(*starts: Awaitable[Any]) -> AsyncIterator[list[Any]]:
+    """Services started side by side and closed on every path out, also when one does not start."""
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        await asyncio.gather(*tasks)
+        yield [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        up = [service for service in outcomes if not isinstance(service, BaseException)]
+        await asyncio.gather(*(service.close() for service in up))
+
+
+@asynccontextmanager
+async def tracked(
+    config: RunConfig, folder: RunFolder, stage: str, parent_run_id: str | None
+) -> AsyncIterator[Tracker]:
+    """An MLflow run that ends with the stage's own outcome."""
+    tracker = Tracker.start(
+        config.tracking,
+        run_name=f"{config.name}/{stage}",
+        folder=folder.path,
+        stage=stage,
+        parent_run_id=parent_run_id,
+    )
+    tracker.log_params(config.model_dump(mode="json"))
+    try:
+        yield tracker
+    except asyncio.CancelledError:
+        tracker.end("KILLED")
+        raise
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end("FINISHED")
+
+
+def _as_group(prompt: Prompt, completion: Any, position: int, ref: Any) -> Group:
+    """A trace as a group of one sample, so that SFT and GRPO share plan and step."""
+    sample = Sample(
+        sample_index=0,
+        length=len(completion.token_ids),
+        finish_reason=completion.finish_reason,
+        version_spans=completion.version_spans,
+        verdict=Verdict(None),
+        completions_ref=ref,
+        position=position,
+    )
+    return Group(prompt, (sample,), 0)

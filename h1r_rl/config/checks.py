@@ -1,0 +1,141 @@
+"""Rules that span fields: everything that can be known to be wrong before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from h1r_rl.config.schema import RunConfig
+from h1r_rl.errors import ConfigError
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise ConfigError on the first rule broken."""
+    _check_model(config)
+    _check_data(config)
+    _check_lengths(config)
+    _check_sampling(config)
+    _check_parallelism(config)
+    _check_algorithm(config)
+
+
+def _check_model(config: RunConfig) -> None:
+    model = config.model
+    if (model.path is None) == (model.tiny is None):
+        raise ConfigError("model: expected exactly one of 'path' and 'tiny'; set one of them")
+    if model.path is not None and not (model.path / "config.json").is_file():
+        raise ConfigError(
+            f"model.path: expected a Hugging Face folder with config.json, found none in "
+            f"{model.path}"
+        )
+    if model.tiny and model.tiny.num_heads % model.tiny.num_kv_heads:
+        raise ConfigError(
+            f"model.tiny.num_heads ({model.tiny.num_heads}) does not divide over num_kv_heads "
+            f"({model.tiny.num_kv_heads}); set num_heads to a multiple"
+        )
+    if model.tiny and config.rollout.max_model_len > model.tiny.max_position:
+        raise ConfigError(
+            f"rollout.max_model_len ({config.rollout.max_model_len}) is beyond "
+            f"model.tiny.max_position ({model.tiny.max_position}); lower the first"
+        )
+
+
+def _check_data(config: RunConfig) -> None:
+    data = config.data
+    files = {"sft": data.sft, "rl": data.rl, "evaluation": data.evaluation}
+    if data.generate is not None:
+        if any(files.values()):
+            raise ConfigError("data: expected either 'generate' or files, found both; drop one")
+        if data.generate.min_operands > data.generate.max_operands:
+            raise ConfigError("data.generate: min_operands is larger than max_operands; swap them")
+        return
+    needed = {"sft": config.sft is not None, "rl": config.grpo is not None, "evaluation": True}
+    for split, paths in files.items():
+        if needed[split] and not paths:
+            raise ConfigError(f"data.{split}: expected at least one file; name it, or set generate")
+        for path in paths:
+            if not Path(path).is_file():
+                raise ConfigError(f"data.{split}: {path} does not exist")
+
+
+def _check_lengths(config: RunConfig) -> None:
+    rollout = config.rollout
+    limit = config.evaluation.max_response_tokens or rollout.max_response_tokens
+    if max(limit, rollout.max_response_tokens) >= rollout.max_model_len:
+        raise ConfigError(
+            f"rollout.max_model_len ({rollout.max_model_len}) leaves no room for a prompt beside "
+            f"max_response_tokens ({max(limit, rollout.max_response_tokens)}); raise the first"
+        )
+    if config.sft and config.model.tiny and config.sft.max_length > config.model.tiny.max_position:
+        raise ConfigError(
+            f"sft.max_length ({config.sft.max_length}) is beyond the model's context "
+            f"({config.model.tiny.max_position}); lower sft.max_length"
+        )
+
+
+def _check_sampling(config: RunConfig) -> None:
+    if config.rollout.top_p < 1:
+        raise ConfigError(
+            f"rollout.top_p: expected 1.0, found {config.rollout.top_p}; truncated sampling makes "
+            "the importance ratio undefined (evaluation settings may use it)"
+        )
+    names = [setting.name for setting in config.evaluation.settings]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"evaluation.settings: names must differ, found {names}")
+    for setting in config.evaluation.settings:
+        if setting.pass_at and setting.pass_at > setting.samples:
+            raise ConfigError(
+                f"evaluation setting '{setting.name}': pass_at ({setting.pass_at}) needs at least "
+                f"as many samples, found {setting.samples}"
+            )
+
+
+def _check_parallelism(config: RunConfig) -> None:
+    learner, rollout = config.learner, config.rollout
+    for section, batch in (
+        ("sft.batch_size", config.sft.batch_size if config.sft else None),
+        (
+            "grpo.prompts_per_step x samples_per_prompt",
+            config.grpo.prompts_per_step * config.grpo.samples_per_prompt if config.grpo else None,
+        ),
+    ):
+        if batch is not None and batch < learner.ranks:
+            raise ConfigError(
+                f"{section} = {batch} gives some of learner.ranks ({learner.ranks}) no sample; "
+                f"set learner.ranks to at most {batch}"
+            )
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        raise ConfigError("learner.offload_optimizer needs zero_stage 1, 2 or 3, found 0")
+    if config.weights.backend == "nccl" and not (rollout.num_gpus and learner.num_gpus):
+        raise ConfigError(
+            "weights.backend: nccl needs GPUs on both sides; set rollout.num_gpus and "
+            "learner.num_gpus, or backend: gloo"
+        )
+    tiny = config.model.tiny
+    if tiny and rollout.tensor_parallel > 1:
+        sizes = [
+            n
+            for n in range(1, tiny.num_heads + 1)
+            if tiny.num_heads % n == 0 and tiny.mamba_heads % n == 0
+        ]
+        if rollout.tensor_parallel not in sizes:
+            raise ConfigError(
+                f"rollout.tensor_parallel ({rollout.tensor_parallel}) does not divide the model's "
+                f"heads; sizes that work: {sizes}"
+            )
+
+
+def _check_algorithm(config: RunConfig) -> None:
+    if config.grpo is None:
+        return
+    algorithm = config.grpo.algorithm
+    corrected = algorithm.correction.kind != "none"
+    if algorithm.proximal == "behaviour" and corrected:
+        raise ConfigError(
+            "grpo.algorithm: correction belongs to proximal: recompute; with proximal: behaviour "
+            "the ratio already is against the engine's policy. Drop one of the two"
+        )
+    if not 0 < algorithm.correction.low <= algorithm.correction.high:
+        raise ConfigError("grpo.algorithm.correction: expected 0 < low <= high")
+    if config.reward.control == "none" and importlib.util.find_spec("math_verify") is None:
+        raise ConfigError("rewards need the package math-verify; run `make setup`")

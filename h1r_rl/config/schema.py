@@ -1,0 +1,489 @@
+"""One YAML a run: every section, field, default and what it means.
+
+Invariant: a field exists only if some code reads it (a test walks this schema). Cross-field rules
+live in `checks.py`; reading files and overrides in `load.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterConfig(Section):
+    """Where the run lives."""
+
+    address: str = Field(
+        default="local",
+        description="'local' starts an embedded Ray for this run; else the Jobs address of a "
+        "running cluster, e.g. http://head:8265.",
+    )
+    num_cpus: PositiveInt | None = Field(
+        default=None,
+        description="CPUs the embedded Ray may hand out (local only); default: all cores.",
+    )
+    dashboard_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=0,
+        description="Port of the embedded Ray's dashboard and Jobs API (local only); 0: any free.",
+    )
+    start_timeout_s: PositiveFloat = Field(
+        default=300.0, description="Deadline for a stage's services (engines, learners) to come up."
+    )
+
+
+class TinyModelConfig(Section):
+    """A Falcon-H1 built here, with multipliers in the pattern of the real ones."""
+
+    hidden_size: PositiveInt = Field(default=128, description="Width.")
+    num_layers: PositiveInt = Field(default=2, description="Hybrid layers.")
+    num_heads: PositiveInt = Field(default=4, description="Attention heads.")
+    num_kv_heads: PositiveInt = Field(default=2, description="Key/value heads.")
+    head_dim: PositiveInt = Field(default=32, description="Attention head width.")
+    intermediate_size: PositiveInt = Field(default=384, description="MLP width.")
+    mamba_heads: PositiveInt = Field(default=8, description="Mamba-2 heads.")
+    mamba_head_dim: PositiveInt = Field(default=32, description="Mamba-2 head width.")
+    mamba_d_state: PositiveInt = Field(default=32, description="SSM state size.")
+    mamba_n_groups: PositiveInt = Field(default=1, description="B/C groups of Mamba-2.")
+    mamba_chunk_size: PositiveInt = Field(default=32, description="Chunk length of the scan.")
+    mamba_rms_norm: bool = Field(
+        default=False, description="Grouped RMSNorm before the out projection."
+    )
+    tie_embeddings: bool = Field(default=False, description="Share the embedding with the head.")
+    max_position: PositiveInt = Field(default=512, description="Longest sequence, in tokens.")
+    multiplier_scale: PositiveInt = Field(
+        default=4,
+        description="Multipliers are those of a Falcon-H1 this many times as wide: at the tiny "
+        "width itself the closed form gives 35 for keys and 0.3 for the head, and no one learning "
+        "rate suits both.",
+    )
+
+
+class ModelConfig(Section):
+    """The policy that the run starts from."""
+
+    path: Path | None = Field(default=None, description="Hugging Face folder of a hybrid model.")
+    tiny: TinyModelConfig | None = Field(
+        default=None,
+        description="Build a tiny Falcon-H1 instead of loading one (exactly one of the two).",
+    )
+    system_prompt: str | None = Field(
+        default=None,
+        description="System turn put before every problem; None leaves it to the template.",
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Let a model folder run its own Python code; off unless asked for.",
+    )
+
+
+class GenerateDataConfig(Section):
+    """Seeded arithmetic problems written as Parquet, disjoint by construction and checked."""
+
+    sft_problems: PositiveInt = Field(default=20_000, description="Rows of the SFT split.")
+    rl_problems: PositiveInt = Field(default=8_000, description="Rows of the RL split.")
+    evaluation_problems: PositiveInt = Field(default=500, description="Rows of the held-out split.")
+    min_operands: Annotated[int, Field(ge=2)] = Field(default=4, description="Shortest expression.")
+    max_operands: Annotated[int, Field(ge=2)] = Field(default=6, description="Longest expression.")
+    modulus: Annotated[int, Field(ge=2)] = Field(
+        default=10, description="Results are taken modulo this."
+    )
+    worked_fraction: Fraction = Field(
+        default=0.35,
+        description="Share of SFT traces that reason step by step; the rest answer at once, so "
+        "that RL has something to select.",
+    )
+    unformatted_fraction: Fraction = Field(
+        default=0.0,
+        description="Share of SFT traces without a think block, for experiments on the format.",
+    )
+
+
+class DataConfig(Section):
+    """Problems: generated here, or the user's own Parquet/JSONL files."""
+
+    generate: GenerateDataConfig | None = Field(
+        default=None, description="Generate the tiny task's three splits into the run folder."
+    )
+    sft: tuple[Path, ...] = Field(
+        default=(), description="Files with messages + response (SFT traces)."
+    )
+    rl: tuple[Path, ...] = Field(
+        default=(), description="Files with prompts and ground truth for GRPO."
+    )
+    evaluation: tuple[Path, ...] = Field(
+        default=(), description="Held-out files, same columns as rl."
+    )
+    id_column: str = Field(default="prompt_id", description="Column with a unique id per problem.")
+    prompt_column: str = Field(
+        default="messages", description="Column with chat messages, or with the user's text."
+    )
+    response_column: str = Field(default="response", description="Column with the SFT answer text.")
+    ground_truth_column: str = Field(
+        default="ground_truth", description="Column the verifier reads."
+    )
+    verifier_column: str = Field(
+        default="verifier",
+        description="Column naming the verifier; rows without it use default_verifier.",
+    )
+    default_verifier: str = Field(default="math", description="Verifier for rows that name none.")
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: PositiveFloat = Field(description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="After warm-up; linear and cosine end at final_lr_ratio x peak.",
+    )
+    warmup_steps: NonNegativeInt = Field(
+        default=10, description="Linear warm-up, in optimizer steps."
+    )
+    final_lr_ratio: Fraction = Field(default=0.0, description="Last learning rate over the peak.")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="AdamW betas.")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="AdamW weight decay.")
+    gradient_clip: PositiveFloat = Field(default=1.0, description="Global gradient norm clip.")
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning on reasoning traces; loss on response tokens only."""
+
+    optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(learning_rate=1024e-6, schedule="linear", betas=(0.9, 0.999)),
+        description="Optimizer; the defaults are the recipe's.",
+    )
+    steps: PositiveInt = Field(description="Optimizer steps.")
+    batch_size: PositiveInt = Field(default=512, description="Traces a step, over all ranks.")
+    max_length: PositiveInt = Field(
+        default=36_864, description="Tokens; longer traces are trimmed on the right and counted."
+    )
+
+
+class KLConfig(Section):
+    """Optional pull towards a frozen reference (the policy that GRPO starts from)."""
+
+    coefficient: NonNegativeFloat = Field(default=0.0, description="0 loads no reference model.")
+    estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="Schulman's estimators.")
+
+
+class CorrectionConfig(Section):
+    """Importance weight of the proximal policy against the engine's, for proximal: recompute."""
+
+    kind: Literal["none", "tis", "mask"] = Field(
+        default="none",
+        description="tis: min(w, cap). mask (IcePop): token dropped outside [low, high].",
+    )
+    level: Literal["token", "sequence"] = Field(
+        default="token", description="Where the weight is taken."
+    )
+    cap: PositiveFloat = Field(default=2.0, description="C of truncated importance sampling.")
+    low: NonNegativeFloat = Field(default=0.5, description="Lower bound of the mask.")
+    high: PositiveFloat = Field(default=5.0, description="Upper bound of the mask.")
+
+
+class AlgorithmConfig(Section):
+    """The policy-gradient objective. Presets set these by name."""
+
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = Field(
+        default="grpo", description="(r - mean)/std; r - mean; r - mean of the others."
+    )
+    advantage_std: Literal["group", "batch"] = Field(
+        default="group", description="Which std divides, for advantage: grpo."
+    )
+    policy_loss: Literal["clip", "dual_clip", "gspo", "cispo"] = Field(
+        default="clip", description="Surrogate."
+    )
+    clip_low: NonNegativeFloat = Field(default=0.2, description="Lower clip distance.")
+    clip_high: NonNegativeFloat = Field(default=0.28, description="Upper clip distance.")
+    dual_clip: Annotated[float, Field(gt=1)] = Field(
+        default=3.0, description="c of dual clip, for A < 0."
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        default="token_mean",
+        description="Mean over the batch's tokens; mean over answers of their token mean; sum over "
+        "tokens / (answers x max_response_tokens).",
+    )
+    proximal: Literal["behaviour", "recompute"] = Field(
+        default="behaviour",
+        description="behaviour: the ratio is against the engine's logprobs. recompute: against the "
+        "learner's own first forward, with `correction` as a further weight.",
+    )
+    correction: CorrectionConfig = Field(
+        default=CorrectionConfig(), description="Only for recompute."
+    )
+    kl: KLConfig = Field(default=KLConfig(), description="Reference KL term.")
+    positive_ce: NonNegativeFloat = Field(
+        default=0.0, description="Weight of cross-entropy on correct samples' tokens."
+    )
+    overlong_filtering: bool = Field(
+        default=False, description="Samples that met the length limit stay out of the loss."
+    )
+
+
+class GRPOConfig(Section):
+    """Reinforcement learning with verifiable rewards."""
+
+    preset: Literal["grpo", "dr-grpo", "dapo", "gspo", "cispo", "falcon-h1r"] | None = Field(
+        default=None, description="Named set of algorithm settings; explicit ones win."
+    )
+    algorithm: AlgorithmConfig = Field(default=AlgorithmConfig(), description="Objective.")
+    optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(learning_rate=2e-6),
+        description="Optimizer; defaults are the recipe's.",
+    )
+    steps: PositiveInt = Field(description="Optimizer steps.")
+    prompts_per_step: PositiveInt = Field(default=128, description="Groups a step.")
+    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        default=16, description="Group size; one sample has no baseline to be measured against."
+    )
+    max_staleness: NonNegativeInt = Field(
+        default=1,
+        description="A group is trained at most this many weight versions after its admission; 0 "
+        "is synchronous and exactly on-policy.",
+    )
+    max_backfill: NonNegativeInt = Field(
+        default=8,
+        description="Extra prompts admitted for one step in place of groups without signal, in "
+        "multiples of prompts_per_step.",
+    )
+    log_samples_every: PositiveInt = Field(
+        default=10, description="Steps between logged sample tables."
+    )
+    logprob_gap_stop: PositiveFloat = Field(
+        default=0.5,
+        description="Mean |log pi_learner - log mu| on tokens of the current version above which "
+        "the run stops: engine and learner no longer hold the same model.",
+    )
+
+
+class RolloutConfig(Section):
+    """vLLM engines, one Ray actor each."""
+
+    actors: PositiveInt = Field(default=1, description="Engines.")
+    tensor_parallel: PositiveInt = Field(
+        default=1, description="GPUs an engine; must divide the heads."
+    )
+    num_cpus: PositiveFloat = Field(default=1.0, description="Ray CPUs an actor reserves.")
+    num_gpus: NonNegativeFloat = Field(default=0.0, description="Ray GPUs an actor reserves.")
+    threads: PositiveInt = Field(
+        default=1, description="CPU threads of an engine (CPU engines only)."
+    )
+    temperature: PositiveFloat = Field(
+        default=1.0, description="Sampling temperature of RL rollouts."
+    )
+    top_p: Fraction = Field(
+        default=1.0,
+        description="Must be 1: truncated sampling makes the importance ratio undefined.",
+    )
+    max_response_tokens: PositiveInt = Field(description="Length limit of one answer.")
+    max_num_seqs: PositiveInt = Field(default=256, description="Concurrent sequences an engine.")
+    max_model_len: PositiveInt = Field(description="Prompt + response, in tokens.")
+    kv_cache_gib: PositiveFloat | None = Field(
+        default=None,
+        description="KV and Mamba state memory (CPU engines); GPUs use gpu_memory_utilization.",
+    )
+    gpu_memory_utilization: Fraction = Field(
+        default=0.9, description="Share of GPU memory an engine takes."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Engine weights.")
+    mamba_ssm_cache_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="SSM state; bfloat16 widens the gap between engine and learner.",
+    )
+    prefix_caching: bool = Field(
+        default=False,
+        description="Reuse of prompt prefixes; entries are salted with the weight version.",
+    )
+    enforce_eager: bool = Field(default=False, description="No compilation or CUDA graphs.")
+    running_state: Literal["keep", "recompute"] = Field(
+        default="keep",
+        description="At a weight update running requests keep their KV/SSM state, or are prefilled "
+        "again under the new weights.",
+    )
+    request_timeout_s: PositiveFloat = Field(
+        default=600.0, description="A group unfinished for this long counts its engine as lost."
+    )
+
+
+class HttpSandboxConfig(Section):
+    """Programs run by services elsewhere."""
+
+    http: str | tuple[str, ...] = Field(
+        description="Address, or several used in turn, of SandboxFusion-compatible services, such "
+        "as http://host:8080; /run_code is added."
+    )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.http,) if isinstance(self.http, str) else self.http
+
+
+class CodeConfig(Section):
+    """The code verifier: what passes, and what one program may use."""
+
+    score: Literal["all", "fraction"] = Field(
+        default="all", description="1 only when every test passes, or the share of tests that pass."
+    )
+    max_tests: PositiveInt | None = Field(
+        default=None,
+        description="Judge by a random subset of at most this many tests, one per problem.",
+    )
+    cpu_s: PositiveFloat = Field(
+        default=4.0, description="CPU time of a process, in whole seconds."
+    )
+    wall_s: PositiveFloat = Field(default=8.0, description="Wall time of one test.")
+    total_s: PositiveFloat = Field(
+        default=30.0, description="Wall time of one completion's tests in all."
+    )
+    memory_mib: PositiveInt = Field(
+        default=512,
+        description="Address space of a process; times processes, where cgroups are missing.",
+    )
+    output_mib: PositiveInt = Field(default=4, description="Standard output of one test.")
+    file_mib: PositiveInt = Field(default=16, description="All files that a program writes.")
+    processes: NonNegativeInt = Field(
+        default=16, description="Processes and threads beside the first (Linux 5.14 and later)."
+    )
+
+
+class RewardConfig(Section):
+    """Verifier workers."""
+
+    workers: PositiveInt = Field(default=1, description="Ray actors, one killable process each.")
+    num_cpus: NonNegativeFloat = Field(default=1.0, description="Ray CPUs a worker reserves.")
+    timeout_s: PositiveFloat = Field(default=5.0, description="Deadline of one verdict.")
+    memory_mib: PositiveInt = Field(
+        default=1024, description="Address-space limit of a verifier process."
+    )
+    format_weight: NonNegativeFloat = Field(
+        default=0.0, description="Penalty for output outside <think>...</think> answer."
+    )
+    overlong_cache_tokens: NonNegativeInt = Field(
+        default=0, description="L_c of DAPO's soft overlong punishment; 0 is off."
+    )
+    overlong_weight: NonNegativeFloat = Field(default=1.0, description="Weight of that punishment.")
+    sandbox: Literal["namespaces", "none-i-trust-this-code"] | HttpSandboxConfig = Field(
+        default="namespaces",
+        description="Where model-written code runs: in namespaces of its own on this machine; "
+        "{http: URL} for a service; or with limits but no walls, for trusted code only.",
+    )
+    code: CodeConfig = Field(default=CodeConfig(), description=CodeConfig.__doc__)
+    pruned: Literal["zero", "none"] = Field(
+        default="zero",
+        description="Score of an answer that a confidence rule ended: 0, or no score.",
+    )
+    control: Literal["none", "shuffled", "format_only", "constant"] = Field(
+        default="none",
+        description="Control experiments: scores shuffled over the batch, format as the only "
+        "reward, or a constant.",
+    )
+
+
+class LearnerConfig(Section):
+    """DeepSpeed ranks, one Ray actor each."""
+
+    ranks: PositiveInt = Field(default=1, description="Data-parallel ranks.")
+    num_cpus: PositiveFloat = Field(default=1.0, description="Ray CPUs a rank reserves.")
+    num_gpus: NonNegativeFloat = Field(default=0.0, description="Ray GPUs a rank reserves.")
+    threads: PositiveInt = Field(
+        default=1, description="CPU threads of a rank (CPU learners only)."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(
+        default=False, description="Optimizer state in host memory (ZeRO 1-3)."
+    )
+    autocast: Literal["none", "bfloat16"] = Field(
+        default="none", description="Compute dtype over float32 parameters (torch autocast)."
+    )
+    micro_batch_tokens: PositiveInt = Field(
+        default=8192, description="Token budget of one forward pass."
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Recompute layers in backward.")
+    logprob_chunk_tokens: PositiveInt = Field(
+        default=1024, description="Tokens whose logits exist at once in the loss."
+    )
+
+
+class WeightsConfig(Section):
+    """Weight broadcast from learner rank 0 to the engines."""
+
+    backend: Literal["gloo", "nccl"] = Field(
+        default="gloo", description="gloo on CPUs, nccl on CUDA."
+    )
+    bucket_mib: PositiveInt = Field(
+        default=256, description="Parameters travel packed in such buckets."
+    )
+    deadline_s: PositiveFloat = Field(
+        default=120.0, description="One transfer; late members are dirty."
+    )
+
+
+class EvaluationSetting(Section):
+    """One way of sampling the held-out problems."""
+
+    name: str = Field(description="Key in result.json, e.g. greedy, t0.6, t1.")
+    temperature: NonNegativeFloat = Field(description="0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="Nucleus.")
+    samples: PositiveInt = Field(default=1, description="Answers a problem.")
+    pass_at: PositiveInt | None = Field(default=None, description="Also report pass@k for this k.")
+
+
+class EvaluationConfig(Section):
+    """Held-out accuracy after each stage."""
+
+    settings: tuple[EvaluationSetting, ...] = Field(
+        default=(
+            EvaluationSetting(name="greedy", temperature=0.0),
+            EvaluationSetting(name="t0.6", temperature=0.6, top_p=0.95, samples=4),
+            EvaluationSetting(name="t1", temperature=1.0, samples=8, pass_at=8),
+        ),
+        description="Settings; the untrained base is measured with the first only.",
+    )
+    limit: PositiveInt | None = Field(default=None, description="Use only the first problems.")
+    max_response_tokens: PositiveInt | None = Field(
+        default=None, description="Default: the rollouts' limit."
+    )
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str = Field(default="sqlite:///mlflow.db", description="Tracking store.")
+    experiment: str = Field(default="h1r", description="Experiment name.")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field(description="Name of the run; its folder is <output>/<name>.")
+    seed: int = Field(default=0, description="Data, initial weights, prompt order and sampling.")
+    output: Path = Field(default=Path("runs"), description="Parent of the run folder.")
+    model: ModelConfig = Field(description=ModelConfig.__doc__)
+    data: DataConfig = Field(description=DataConfig.__doc__)
+    cluster: ClusterConfig = Field(default=ClusterConfig(), description=ClusterConfig.__doc__)
+    sft: SFTConfig | None = Field(default=None, description="Left out: no SFT stage.")
+    grpo: GRPOConfig | None = Field(default=None, description="Left out: no GRPO stage.")
+    rollout: RolloutConfig = Field(description=RolloutConfig.__doc__)
+    reward: RewardConfig = Field(default=RewardConfig(), description=RewardConfig.__doc__)
+    learner: LearnerConfig = Field(default=LearnerConfig(), description=LearnerConfig.__doc__)
+    weights: WeightsConfig = Field(default=WeightsConfig(), description=WeightsConfig.__doc__)
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description=EvaluationConfig.__doc__
+    )
+    tracking: TrackingConfig = Field(default=TrackingConfig(), description=TrackingConfig.__doc__)
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name

@@ -1,0 +1,175 @@
+"""The policy-gradient objective on the target tokens of one micro-batch.
+
+Invariant: each micro-batch's loss is already divided by *global* counts, so the plain sum over
+micro-batches and ranks is the objective on the whole batch, whatever the split. Metrics are
+additive sums for the same reason; `reduce_metrics` turns the global sums into means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from h1r_rl.config.schema import AlgorithmConfig
+from h1r_rl.grpo.build_batch import TrainPlan
+
+MAX_LOG_RATIO = 20.0  # exp stays finite in float32; far outside any clip range
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """N target tokens of one micro-batch, flat. float32 unless said otherwise."""
+
+    logprobs: Tensor  # [N] log pi_theta, with gradient
+    behaviour: Tensor  # [N] log mu, as the engine sampled
+    proximal: Tensor | None  # [N] log pi_prox for proximal: recompute
+    reference: Tensor | None  # [N] log pi_ref where a KL term is on
+    advantages: Tensor  # [N]
+    document: Tensor  # [N] int64, which document of the micro-batch
+    num_documents: int
+    versions: Tensor  # [N] int32
+    positive: Tensor  # [N] bool
+    entropy: Tensor  # [N], detached
+
+
+def policy_loss(
+    inputs: LossInputs, algorithm: AlgorithmConfig, plan: TrainPlan, *, max_response_tokens: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(scalar share of the global objective, sums of metrics)."""
+    anchor = inputs.behaviour if inputs.proximal is None else inputs.proximal
+    log_ratio = (inputs.logprobs - anchor).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if algorithm.policy_loss == "gspo":
+        log_ratio = _sequence_mean(log_ratio, inputs)
+    surrogate, clipped = _surrogate(log_ratio, inputs, algorithm)
+    weight, truncated = _correction(inputs, algorithm)
+    per_token = surrogate * weight
+    if inputs.reference is not None and algorithm.kl.coefficient:
+        kl = reference_kl(inputs.logprobs, inputs.reference, algorithm.kl.estimator)
+        per_token = per_token + algorithm.kl.coefficient * kl
+    loss = (per_token * token_weights(inputs, algorithm, plan, max_response_tokens)).sum()
+    if algorithm.positive_ce and plan.num_positive_tokens:
+        nll = -(inputs.logprobs * inputs.positive).sum() / plan.num_positive_tokens
+        loss = loss + algorithm.positive_ce * nll
+    return loss, _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan)
+
+
+def sft_loss(logprobs: Tensor, num_target_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy: every target token of the step weighs the same on whatever rank it sits."""
+    loss = -logprobs.sum() / max(num_target_tokens, 1)
+    return loss, {"loss": loss.detach(), "tokens": _count(logprobs)}
+
+
+def reference_kl(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
+    """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi_theta."""
+    log_r = (reference - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if estimator == "k1":
+        return -log_r
+    if estimator == "k2":
+        return log_r.square() / 2
+    return log_r.exp() - 1 - log_r
+
+
+def token_weights(
+    inputs: LossInputs, algorithm: AlgorithmConfig, plan: TrainPlan, max_response_tokens: int
+) -> Tensor:
+    """[N] weights of the reduction: token mean, mean of answer means, or a constant divisor."""
+    ones = torch.ones_like(inputs.behaviour)
+    if algorithm.aggregation == "token_mean":
+        return ones / max(plan.num_target_tokens, 1)
+    if algorithm.aggregation == "constant":
+        return ones / max(plan.num_sequences * max_response_tokens, 1)
+    lengths = _sequence_sum(ones, inputs)
+    return 1 / (lengths[inputs.document].clamp(min=1) * max(plan.num_sequences, 1))
+
+
+def reduce_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Globally added sums to what is logged; a mean over nothing is left out."""
+    tokens = sums.get("tokens", 0.0)
+    metrics = {"loss": sums["loss"], "target_tokens": tokens}
+    for name, value in sums.items():
+        if name.startswith("sum/") and tokens:
+            metrics[name.removeprefix("sum/")] = value / tokens
+        elif name.startswith("gap/") and sums["current_tokens"]:
+            metrics["logprob_gap"] = value / sums["current_tokens"]
+        elif name.startswith("age/"):
+            _, age, what = name.split("/")
+            if what == "kl" and sums[f"age/{age}/tokens"]:
+                metrics[f"kl_behaviour_age_{age}"] = value / sums[f"age/{age}/tokens"]
+    return metrics
+
+
+def _surrogate(
+    log_ratio: Tensor, inputs: LossInputs, algorithm: AlgorithmConfig
+) -> tuple[Tensor, Tensor]:
+    """Per-token loss (to be minimised) and where the clip took the gradient away."""
+    ratio = log_ratio.exp()
+    advantages = inputs.advantages
+    low, high = 1 - algorithm.clip_low, 1 + algorithm.clip_high
+    bounded = ratio.clamp(low, high)
+    if algorithm.policy_loss == "cispo":  # 2506.13585: the weight is clipped, never the gradient
+        return -bounded.detach() * advantages * inputs.logprobs, ratio != bounded
+    objective = torch.minimum(ratio * advantages, bounded * advantages)
+    clipped = (ratio * advantages) > (bounded * advantages)
+    if algorithm.policy_loss == "dual_clip":
+        floor = algorithm.dual_clip * advantages
+        clipped = clipped | ((advantages < 0) & (objective < floor))
+        objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
+    return -objective, clipped
+
+
+def _correction(inputs: LossInputs, algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:
+    """w of the proximal policy against the engine's, and where it was cut. Never differentiated."""
+    ones = torch.ones_like(inputs.behaviour)
+    correction = algorithm.correction
+    if inputs.proximal is None or correction.kind == "none":
+        return ones, torch.zeros_like(ones, dtype=torch.bool)
+    log_w = (inputs.proximal - inputs.behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).detach()
+    if correction.level == "sequence":  # geometric mean: comparable across lengths
+        log_w = _sequence_mean(log_w, inputs)
+    w = log_w.exp()
+    if correction.kind == "tis":
+        return w.clamp(max=correction.cap), w > correction.cap
+    outside = (w < correction.low) | (w > correction.high)
+    return torch.where(outside, torch.zeros_like(w), w), outside
+
+
+def _sequence_sum(values: Tensor, inputs: LossInputs) -> Tensor:
+    return torch.zeros(inputs.num_documents, dtype=values.dtype, device=values.device).index_add(
+        0, inputs.document, values
+    )
+
+
+def _sequence_mean(values: Tensor, inputs: LossInputs) -> Tensor:
+    """[N] each token holding its document's mean."""
+    lengths = _sequence_sum(torch.ones_like(values), inputs).clamp(min=1)
+    return (_sequence_sum(values, inputs) / lengths)[inputs.document]
+
+
+def _count(values: Tensor) -> Tensor:
+    return torch.tensor(float(values.numel()), device=values.device)
+
+
+def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str, Tensor]:
+    with torch.no_grad():
+        log_mu_ratio = (inputs.logprobs - inputs.behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        kl = log_mu_ratio.exp() - 1 - log_mu_ratio  # k3 of KL(mu || pi) on tokens from mu
+        age = plan.learner_version - inputs.versions
+        current = age == 0
+        sums = {
+            "loss": loss.detach(),
+            "tokens": _count(inputs.behaviour),
+            "sum/ratio_mean": log_ratio.exp().sum(),
+            "sum/clip_fraction": clipped.sum(),
+            "sum/truncated_share": truncated.sum(),
+            "sum/entropy": inputs.entropy.sum(),
+            "sum/kl_behaviour": kl.sum(),
+            "gap/current": (log_mu_ratio.abs() * current).sum(),
+            "current_tokens": current.sum(),
+        }
+        # A fixed set of ages, so that all ranks reduce the same keys.
+        for a in range(plan.learner_version - plan.oldest_version + 1):
+            sums[f"age/{a}/kl"] = (kl * (age == a)).sum()
+            sums[f"age/{a}/tokens"] = (age == a).sum()
+    return {name: value.detach().to(torch.float64) for name, value in sums.items()}

@@ -1,0 +1,179 @@
+"""Document boundaries inside a transformers hybrid: attention everywhere, convolution and scan on
+the CPU.
+
+Invariant: with `documents` among a model's forward arguments every operation that mixes tokens
+stays inside a document. transformers hands unknown arguments through to these functions, and its
+own CPU versions drop them without a word; so the three that mix tokens are replaced. Calls without
+`documents` (generation with a cache, padded rows) keep transformers' meaning.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from h1r_rl.errors import ConfigError
+from h1r_rl.hybrid.scan import chunked_scan
+
+ATTENTION = "h1r_documents"
+FAMILIES = ("falcon_h1", "granitemoehybrid", "nemotron_h")
+CUDA_KERNELS = ("mamba_ssm", "causal_conv1d")  # without them transformers drops seq_idx silently
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents laid end to end in one row. Example: lengths (3, 2), starts [0, 3, 5]."""
+
+    lengths: tuple[int, ...]
+    starts: Tensor  # [D + 1] int64
+
+    @property
+    def index(self) -> Tensor:
+        """[T] int64: which document a token belongs to."""
+        sizes = self.starts[1:] - self.starts[:-1]
+        return torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+
+    @property
+    def positions(self) -> Tensor:
+        """[T] int64: a token's place in its document."""
+        total = sum(self.lengths)
+        return torch.arange(total, device=self.starts.device) - self.starts[self.index]
+
+
+def install_boundaries(model: Any) -> None:
+    """Make a supported model honour `documents`; others are left alone (and never packed)."""
+    if model.config.model_type not in FAMILIES:
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, document_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+    module = _modeling_module(model)
+    if not hasattr(module, "h1r_originals"):
+        module.h1r_originals = (module.causal_conv1d_fn, module.mamba2_chunk_scan)
+        module.causal_conv1d_fn = _convolution_on(module.causal_conv1d_fn)
+        module.mamba2_chunk_scan = _scan_on(module.mamba2_chunk_scan)
+
+
+def honours_boundaries(model: Any) -> bool:
+    """Whether documents may share a row: nothing that mixes tokens would cross a boundary."""
+    if model.config.model_type not in FAMILIES:
+        return False
+    if next(model.parameters()).is_cuda and not all(map(importlib.util.find_spec, CUDA_KERNELS)):
+        return False
+    installed = hasattr(_modeling_module(model), "h1r_originals")
+    return installed and model.config._attn_implementation == ATTENTION
+
+
+def _modeling_module(model: Any) -> Any:
+    family = model.config.model_type
+    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    documents: Documents | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each document: [1, T, heads, head_dim] from [1, heads, T, head_dim].
+
+    Documents of like length share a call, padded on the right, where a causal mask makes padding
+    harmless: one call a document would cost more than the attention itself when they are short.
+    """
+    if documents is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, dim]
+    pieces, places = [], []
+    for bucket in _alike(documents.lengths):
+        lengths = query.new_tensor([documents.lengths[d] for d in bucket], dtype=torch.long)
+        starts = documents.starts[bucket]
+        column = torch.arange(int(lengths.max()), device=query.device)
+        inside = column < lengths[:, None]
+        rows = starts[:, None] + torch.minimum(column, lengths[:, None] - 1)
+        attended = functional.scaled_dot_product_attention(
+            *(t[rows].transpose(1, 2) for t in (query, key, value)),  # pyright: ignore[reportArgumentType]
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        pieces.append(attended.transpose(1, 2)[inside])
+        places.append(rows[inside])
+    order = torch.cat(places).argsort()
+    return torch.cat(pieces)[order][None], None
+
+
+def _alike(lengths: tuple[int, ...]) -> list[list[int]]:
+    """Document indices in buckets whose lengths differ by little."""
+    buckets: list[list[int]] = []
+    shortest = 0
+    for document in sorted(range(len(lengths)), key=lambda d: (lengths[d], d)):
+        if not buckets or lengths[document] > 1.25 * shortest + 16:
+            buckets.append([])
+            shortest = lengths[document]
+        buckets[-1].append(document)
+    return buckets
+
+
+def _convolution_on(original: Any) -> Any:
+    def convolve(x, weight, bias=None, activation=None, documents=None, **kwargs):
+        """[1, channels, T]: causal, with zeros before every document's first token."""
+        if documents is None or x.is_cuda:
+            return original(x, weight, bias, activation=activation, **kwargs)
+        rows = x[0].transpose(0, 1).to(weight.dtype)
+        gap = weight.shape[-1] - 1
+        places = torch.arange(len(rows), device=x.device) + gap * (documents.index + 1)
+        spaced = rows.new_zeros(len(rows) + gap * len(documents.lengths), rows.shape[1])
+        spaced = spaced.index_copy(0, places, rows)
+        taps = weight.transpose(0, 1)  # [width, channels]
+        length = len(spaced) - gap
+        out = sum(spaced[i : i + length] * taps[i] for i in range(gap + 1))
+        out = out.index_select(0, places - gap)  # pyright: ignore[reportAttributeAccessIssue]
+        if bias is not None:
+            out = out + bias
+        if activation is not None:
+            out = getattr(functional, activation)(out)
+        return out.to(x.dtype).transpose(0, 1)[None]
+
+    return convolve
+
+
+def _scan_on(original: Any) -> Any:
+    def scan(
+        x, dt, A, B, C, chunk_size, D: Any = None, dt_bias: Any = None, documents=None, **kwargs
+    ):
+        """transformers' signature. Its chunk size is a kernel's, not a property of the model."""
+        continues = kwargs.get("return_final_states") or kwargs.get("initial_states") is not None
+        if continues and documents is not None:
+            raise ConfigError(
+                "packed documents start from empty states, but the model was asked to keep or "
+                "continue one; call it with use_cache=False"
+            )
+        if x.is_cuda or continues:
+            return original(x, dt, A, B, C, chunk_size, D=D, dt_bias=dt_bias, **kwargs)
+        batch, length = x.shape[:2]
+        lengths = documents.lengths if documents is not None else (length,) * batch
+        low, high = kwargs.get("dt_limit", (0.0, float("inf")))
+        precise = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):  # the state decays: never in bf16
+            dt = functional.softplus(dt.to(precise) + dt_bias.to(precise)).clamp(low, high)
+            rows, dt, B, C = (t.to(precise).flatten(0, 1) for t in (x, dt, B, C))
+            y = chunked_scan(rows, dt, A.to(precise), B, C, D.to(precise), lengths)
+        return y.to(x.dtype).unflatten(0, (batch, length))
+
+    return scan

@@ -1,0 +1,68 @@
+"""A policy from a Hugging Face folder, refused where its numbers could not be trusted.
+
+Invariant: what comes back computes what the folder's model computes: safetensors only, parameters
+in the dtype asked for, and on CUDA the scan and convolution are the real kernels, because
+transformers falls back to a slow path without sequence boundaries after a mild log line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from h1r_rl.errors import ConfigError, DataError
+from h1r_rl.hybrid.boundaries import CUDA_KERNELS, install_boundaries
+
+
+def load_policy(
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+) -> nn.Module:
+    """Load a causal language model with parameters in `dtype`."""
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"expected a model folder with config.json, found none in {folder}")
+    if not list(folder.glob("*.safetensors")):
+        raise DataError(
+            f"{folder}: expected *.safetensors, found none; convert the weights first (pickled "
+            "checkpoints from outside are not loaded)"
+        )
+    if device.startswith("cuda"):
+        for package in CUDA_KERNELS:
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"training a hybrid on CUDA needs {package}, which is not installed; "
+                    "run `make setup PLATFORM=cuda`"
+                )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+    )
+    install_boundaries(model)
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def output_head(model: Any) -> tuple[Tensor, float]:
+    """(weight [V, H], multiplier): logits = hidden @ weight.T * multiplier."""
+    config = model.config
+    weight = model.get_output_embeddings().weight
+    if config.model_type == "falcon_h1":
+        return weight, float(config.lm_head_multiplier)
+    if config.model_type == "granitemoehybrid":
+        return weight, 1.0 / float(config.logits_scaling)
+    if config.model_type == "nemotron_h":
+        return weight, 1.0
+    raise DataError(
+        f"expected a falcon_h1, granitemoehybrid or nemotron_h model, found {config.model_type}"
+    )

@@ -1,0 +1,74 @@
+"""The wire contract of a weight transfer: what is sent, in which order, cut into which buckets.
+
+Invariant: learner and engine derive the same buckets from the same manifest, so the collectives
+that they issue agree in order and size by construction. Checksums are taken over the bytes that
+travel, before the engine fuses or transforms anything.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """One tensor on the wire, e.g. ParameterSpec("model.norm.weight", (128,), "float32")."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # torch's name without "torch."
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightManifest:
+    """Ordered parameters and the bucket size they are packed into."""
+
+    parameters: tuple[ParameterSpec, ...]
+    bucket_bytes: int
+
+    def buckets(self) -> list[list[ParameterSpec]]:
+        """Consecutive parameters of at most `bucket_bytes`; a larger one has its own bucket."""
+        buckets: list[list[ParameterSpec]] = []
+        used = 0
+        for spec in self.parameters:
+            if not buckets or used + spec.num_bytes > self.bucket_bytes:
+                buckets.append([])
+                used = 0
+            buckets[-1].append(spec)
+            used += spec.num_bytes
+        return buckets
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(spec.num_bytes for spec in self.parameters)
+
+
+def checksum(data: NDArray[np.uint8]) -> int:
+    """CRC-32 of a parameter's wire bytes; equal on both sides or the update is refused."""
+    return zlib.crc32(np.ascontiguousarray(data).data)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferEpoch:
+    """One membership of the communicator: learner rank 0 and the engines alive when it opened.
+
+    Rank 0 is the learner; an engine with tensor parallel size t owns t consecutive ranks.
+    """
+
+    number: int
+    backend: str  # "gloo" | "nccl"
+    address: str  # host of the rendezvous store (on learner rank 0's node)
+    port: int
+    world_size: int
+    rank_offsets: dict[str, int]  # rollout actor name -> its first rank
+    deadline_s: float

@@ -1,0 +1,44 @@
+"""The policy as a Hugging Face folder that transformers and vLLM load as they are.
+
+Invariant: the folder appears whole or not at all; tokenizer, chat template and generation settings
+are those of the folder that the policy came from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from h1r_rl.errors import DataError
+from learners.weight_sender import whole
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
+
+
+def export_folder(model: nn.Module, source: Path, folder: Path, *, sharded: bool) -> None:
+    """Called on every rank (`sharded`: ZeRO-3 gathers, one parameter at a time); rank 0 writes."""
+    import torch.distributed as dist
+
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        with whole(parameter, sharded) as values:
+            if dist.get_rank() == 0:
+                state[name] = values.cpu().clone()
+    if dist.get_rank() == 0:
+        _write(model, state, source, folder)
+
+
+def _write(model: nn.Module, state: dict[str, Tensor], source: Path, folder: Path) -> None:
+    if folder.exists():
+        raise DataError(f"expected to create {folder}, but it exists; remove it or rename the run")
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft, state_dict=state)
+    for file in sorted(source.iterdir()):
+        target = draft / file.name
+        if file.is_file() and not target.exists() and not file.name.endswith(WEIGHTS):
+            shutil.copy2(file, target)
+    os.rename(draft, folder)

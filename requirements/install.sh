@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Set up .venv from the exact locks. Run twice it does nothing twice: a stamp holds the locks' digest.
+# Usage: requirements/install.sh cpu|cuda
+set -euo pipefail
+cd "$(dirname "$0")/.."
+platform="${1:-cpu}"
+python="${PYTHON:-python3}"
+venv=.venv
+stamp="$venv/.locks-$platform"
+
+case "$platform" in
+  cpu) torch="torch==2.13.0+cpu"; locks=(requirements/cpu.txt requirements/cpu-engine.txt) ;;
+  cuda) torch="torch==2.13.0"; locks=(requirements/cuda.txt) ;;
+  *) echo "install.sh: expected cpu or cuda, found '$platform'" >&2; exit 2 ;;
+esac
+
+digest=$(cat "${locks[@]}" pyproject.toml requirements/install.sh | sha256sum | cut -d' ' -f1)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ]; then
+  exit 0
+fi
+
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case "$version" in
+  3.11|3.12) ;;
+  *) echo "install.sh: expected Python 3.11 or 3.12, found $version; set PYTHON=python3.11" >&2; exit 2 ;;
+esac
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+echo "setting up $venv ($platform); a few minutes the first time"
+if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__ != '${torch#torch==}')" 2>/dev/null; then
+  if ! pip install -q --no-deps "$torch" 2>/dev/null; then
+    [ "$platform" = cpu ] || { echo "install.sh: $torch is not in the configured indexes" >&2; exit 1; }
+    echo "the configured indexes lack $torch: adding PyTorch's public CPU wheel index"
+    pip install -q --no-deps --extra-index-url https://download.pytorch.org/whl/cpu "$torch"
+  fi
+fi
+for lock in "${locks[@]}"; do
+  pip install -q --no-deps -r "$lock"
+done
+pip install -q --no-deps --no-build-isolation -e .
+"$venv/bin/python" -c "import torch, transformers, vllm, deepspeed, ray, mlflow" 2>/dev/null \
+  || { echo "install.sh: the environment does not import; remove $venv and run again" >&2; exit 1; }
+echo "$digest" > "$stamp"

@@ -1,0 +1,104 @@
+r"""Where the final answer stands in a completion: string work in linear time, no parser.
+
+Invariant: cost is linear in the text and independent of what it nests; at most MAX_ANSWER_CHARS
+are ever handed on. The *last* \boxed{} counts; several joined by commas, "and" or "or" are one
+answer with several elements, so naming two values is not naming one. Without a box, the last
+"answer is ..." line; in an unfinished thought a box is all that counts.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_ANSWER_CHARS = 2_000
+MAX_BOXES = 64  # tried from the end, so that a text of a million open boxes costs no more
+TAIL_CHARS = 4_000  # an answer line further from the end is not final
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
+_JOINT = re.compile(r"[\s$,]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,]*(?:\\quad)?\s*")
+_ANCHOR = re.compile(
+    r"####|(?:final\s+answer|answer|result)[ \t]*(?:is|:|=|to[^.:\n]{0,80}?(?:is|:))[ \t]*:?\**",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_BARE_LINE = re.compile(r"(?:\$[^$]{1,200}\$|\\\([^\n]{1,200}\\\)|[-+]?[\d.,/%]{1,40})\.?")
+
+
+def final_answer(text: str) -> str | None:
+    """The answer as written, or None when the text gives none."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed
+    return _answer_line(end_of_answer(text))
+
+
+def end_of_answer(text: str) -> str:
+    """The last TAIL_CHARS of what follows the thought; empty in an unfinished thought."""
+    opened, closed = text.rfind("<think>"), text.rfind("</think>")
+    if opened > closed:
+        return ""
+    start = closed + len("</think>") if closed >= 0 else 0
+    return text[max(start, len(text) - TAIL_CHARS) :]
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last closed \boxed{}, joined with those that lead up to it."""
+    end, found, start_after = len(text), [], None
+    for _ in range(MAX_BOXES):
+        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+        if start < 0:
+            break
+        content, close = _box_content(text, start)
+        end = start
+        if content is None:
+            continue
+        if start_after is not None:
+            if close > start_after or not _JOINT.fullmatch(text[close:start_after][:80]):
+                break
+        found.append(content)
+        start_after = start
+        if "\\boxed" not in text[max(0, start - MAX_ANSWER_CHARS) : start]:
+            break
+    return ", ".join(reversed(found)) if found else None
+
+
+def _box_content(text: str, start: int) -> tuple[str | None, int]:
+    """What the box at `start` holds and where it ends; None where it is empty, open or too long."""
+    opening = _BOX.match(text, start)
+    if opening is None or opening.end() >= len(text):
+        return None, start
+    if text[opening.end()] != "{":  # TeX: a single token
+        token = re.compile(r"[^\s$\\{}]{1,40}").match(text, opening.end())
+        return (token.group(), token.end()) if token else (None, start)
+    depth = 0
+    for position in range(opening.end(), min(len(text), opening.end() + MAX_ANSWER_CHARS)):
+        character = text[position]
+        if character == "{" and text[position - 1] != "\\":
+            depth += 1
+        elif character == "}" and text[position - 1] != "\\":
+            depth -= 1
+            if depth == 0:
+                content = text[opening.end() + 1 : position].strip()
+                return content or None, position + 1
+    return None, start
+
+
+def _answer_line(tail: str) -> str | None:
+    for anchor in reversed(list(_ANCHOR.finditer(tail))):
+        line = tail[anchor.end() :].split("\n", 1)[0]
+        answer = _tidy(_SENTENCE_END.split(line.strip(), maxsplit=1)[0])
+        if answer:
+            return answer
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    if lines and _BARE_LINE.fullmatch(lines[-1].strip("* ")):
+        return _tidy(lines[-1])
+    return None
+
+
+def _tidy(answer: str) -> str | None:
+    answer = answer.strip().strip("*").strip()
+    dollars = re.match(r"\$+([^$]+)\$+", answer)
+    if dollars:
+        answer = dollars.group(1)
+    answer = re.sub(r"^\\[(\[](.*?)\\[)\]].*$", r"\1", answer)
+    return answer.rstrip(". ").strip() or None

@@ -1,0 +1,167 @@
+"""Code: the last Python block of a completion against the problem's tests, in the sandbox.
+
+Invariant: grading happens here, outside the jail: a program sees inputs and never an expected
+answer, and nothing it can forge (exit codes, printed markers, patched comparisons) decides. A
+failure of the sandbox raises, which the judge turns into a verdict without a score; a program's
+own failure is a wrong answer with a reason:
+
+    no_answer, too_long                   nothing to run
+    wrong, runtime_error                  an answer differs; the program failed
+    timeout, memory, output_limit         it met a limit
+    bad_ground_truth:<code>               no score: the problem cannot be judged
+
+The tests and their form: `rewards.code_ground_truth`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import random
+import time
+from collections.abc import Iterator
+from functools import cache
+
+from h1r_rl.config.schema import CodeConfig, HttpSandboxConfig, RewardConfig
+from h1r_rl.records import Prompt, Verdict
+from rewards.code_compare import same_output, same_value
+from rewards.code_ground_truth import BadGroundTruth, CodeProblem, parse
+from rewards.code_text import MAX_CODE_CHARS, answer_part, completed, last_block, prompt_code
+from rewards.sandbox.executor import Executor, JailExecutor
+from rewards.sandbox.http_executor import HttpExecutor
+from rewards.sandbox.jobs import SandboxLost
+from rewards.sandbox.limits import Limits
+
+PASSED = "correct"
+
+
+def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
+    """The verdict on one completion; starts this process's sandbox at the first call."""
+    try:
+        problem = parse(prompt.ground_truth)
+    except BadGroundTruth as error:
+        return Verdict(None, {}, f"bad_ground_truth:{error}")
+    code = _code(problem, text)
+    if code is None:
+        return _verdict(options.code, [], "no_answer")
+    if len(code) > MAX_CODE_CHARS:
+        return _verdict(options.code, [], "too_long")
+    executor = executor_for(options)
+    if problem.kind == "check":
+        return _checked(executor, problem, prompt, code, options.code)
+    reasons = list(_run_tests(executor, problem, prompt, code, options.code))
+    failures = [reason for reason in reasons if reason != PASSED]
+    return _verdict(options.code, reasons, failures[0] if failures else PASSED)
+
+
+def check_ground_truth(ground_truth: str) -> str | None:
+    """Why a problem cannot be judged, or None."""
+    try:
+        parse(ground_truth)
+    except BadGroundTruth as error:
+        return str(error)
+    return None
+
+
+def executor_for(options: RewardConfig) -> Executor:
+    """This process's sandbox, shared by all that ask with the same settings."""
+    code = options.code
+    return _executor(options.sandbox, code.memory_mib, code.file_mib, code.processes)
+
+
+def ensure_sandbox(options: RewardConfig) -> None:
+    """Run a trivial program; ConfigError says what the kernel or the service refuses."""
+    outcome = executor_for(options).script("print(6 * 7)", b"", limits_of(options.code))
+    if outcome.stdout.strip() != b"42":
+        raise SandboxLost(f"a trivial program gave {outcome}")
+
+
+def limits_of(code: CodeConfig) -> Limits:
+    return Limits(
+        cpu_s=code.cpu_s,
+        wall_s=code.wall_s,
+        memory_bytes=code.memory_mib << 20,
+        output_bytes=code.output_mib << 20,
+        file_bytes=code.file_mib << 20,
+        processes=code.processes,
+    )
+
+
+@cache
+def _executor(
+    sandbox: str | HttpSandboxConfig, memory_mib: int, file_mib: int, processes: int
+) -> Executor:
+    if isinstance(sandbox, HttpSandboxConfig):
+        return HttpExecutor(sandbox.urls)
+    largest = Limits(
+        memory_bytes=memory_mib << 20, file_bytes=file_mib << 20, processes=processes
+    )
+    executor = JailExecutor(sandbox == "namespaces", largest)
+    atexit.register(executor.close)
+    return executor
+
+
+def _code(problem: CodeProblem, text: str) -> str | None:
+    answer = answer_part(text)
+    if answer is None:
+        return None
+    block = last_block(answer)
+    if block is None and problem.kind == "check" and "```" not in answer:
+        return answer if answer.strip() else None  # HumanEval: the bare body of the function
+    return block
+
+
+def _run_tests(
+    executor: Executor, problem: CodeProblem, prompt: Prompt, code: str, options: CodeConfig
+) -> Iterator[str]:
+    """A reason for each test, up to the first failure where all must pass."""
+    end = time.monotonic() + options.total_s
+    limits = limits_of(options)
+    for given, expected in _subset(problem.tests, prompt.key, options.max_tests):
+        if time.monotonic() > end:
+            reason = "timeout"
+        elif problem.kind == "script":
+            outcome = executor.script(code, given.encode(), limits)
+            right = same_output(outcome.stdout, expected, problem.tolerance)
+            reason = _reason(outcome.state, right)
+        else:
+            outcome = executor.call(code, problem.entry_point, given, limits)
+            reason = _reason(outcome.state, same_value(outcome.value, expected, problem.tolerance))
+        yield reason
+        if reason != PASSED and options.score == "all":
+            return
+
+
+def _subset(tests: tuple, key: str, most: int | None) -> list:
+    """The same tests for every sample of a group, others on the next pass over the data."""
+    if most is None or len(tests) <= most:
+        return list(tests)
+    return random.Random(key).sample(tests, most)
+
+
+def _checked(
+    executor: Executor, problem: CodeProblem, prompt: Prompt, code: str, options: CodeConfig
+) -> Verdict:
+    stub = problem.helpers
+    if stub is None:
+        stub = prompt_code(prompt.question, problem.entry_point)
+    test = {"helpers": stub, "test": problem.check, "entry_point": problem.entry_point}
+    source = completed(stub, code, problem.entry_point)
+    state, reason = executor.check(source, test, limits_of(options))
+    if state == "unsupported":
+        return Verdict(None, {}, f"bad_ground_truth:{reason}")
+    reason = {"passed": PASSED, "failed": "wrong"}.get(state, state)
+    return _verdict(options, [reason], reason)
+
+
+def _reason(state: str, right: bool) -> str:
+    if state != "finished":
+        return state
+    return PASSED if right else "wrong"
+
+
+def _verdict(options: CodeConfig, reasons: list[str], reason: str) -> Verdict:
+    accuracy = float(reason == PASSED)
+    if options.score == "all":
+        return Verdict(accuracy, {"accuracy": accuracy}, reason)
+    share = sum(r == PASSED for r in reasons) / len(reasons) if reasons else 0.0
+    return Verdict(share, {"accuracy": accuracy, "tests_passed": share}, reason)

@@ -1,0 +1,122 @@
+"""The pool's bookkeeping and the pure functions, without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from actors.completions import to_completion
+from actors.engine_args import engine_args, engine_env
+from actors.rollout_pool import EngineStart, Member, RolloutPool
+from actors.sampling_guard import refuse_foreign_logits_processors, rl_sampling
+from h1r_rl.config.schema import RolloutConfig, WeightsConfig
+from h1r_rl.errors import ConfigError, RunFailed, WeightTransferError
+
+CONFIG = RolloutConfig(max_response_tokens=8, max_model_len=16, tensor_parallel=2)
+
+
+class StubMethod:
+    def __init__(self, answer) -> None:
+        self.answer, self.calls = answer, []
+
+    def remote(self, *args):
+        self.calls.append(args)
+        return self._reply()
+
+    async def _reply(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def _pool(monkeypatch, **methods) -> RolloutPool:
+    """Three engines; each method has one answer an engine."""
+    monkeypatch.setattr("ray.kill", lambda actor: None)
+    pool = RolloutPool(CONFIG, WeightsConfig(), EngineStart("m", 0, "0", "r", 1.0, False))
+    for i in range(3):
+        actor = SimpleNamespace(**{name: StubMethod(a[i]) for name, a in methods.items()})
+        pool._members[f"rollout-{i}"] = Member(actor, asyncio.Event())
+    pool._in_epoch = tuple(pool._members)
+    return pool
+
+
+def test_groups_go_to_the_least_loaded_engine_that_is_not_behind(monkeypatch):
+    pool = _pool(monkeypatch)
+    first, second, third = pool._members.values()
+    first.owe(8)
+    second.owe(4)
+    assert pool._least_loaded()[0] == "rollout-2"
+    third.behind = True
+    assert pool._least_loaded()[0] == "rollout-1"
+    second.leaving = first.leaving = True
+    assert pool._least_loaded()[0] == "rollout-2"  # behind, but the last
+    third.leaving = True
+    with pytest.raises(RunFailed, match="no rollout engine is left"):
+        pool._least_loaded()
+    assert pool.members() == {"rollout-0": 2, "rollout-1": 2, "rollout-2": 2}
+
+
+async def test_a_failed_transfer_keeps_its_engine_and_a_failed_commit_does_not(monkeypatch):
+    bad = WeightTransferError("checksum of x", ("rollout-1",))
+    pool = _pool(monkeypatch, staged=[None, bad, None], commit=[0.1, 0.1, RuntimeError("boom")])
+    with pytest.raises(WeightTransferError, match="rollout-1: checksum of x.*rollout-2: boom") as e:
+        await pool.commit("4")
+    assert e.value.members == ("rollout-1", "rollout-2")
+    assert list(pool.members()) == ["rollout-0", "rollout-1"]
+    assert pool.lost() == {"rollout-2": "boom"}
+    assert pool._members["rollout-1"].behind and not pool._members["rollout-0"].behind
+    assert not pool._members["rollout-1"].actor.commit.calls
+
+
+async def test_when_nobody_received_nobody_is_behind(monkeypatch):
+    bad = WeightTransferError("lost the learner")
+    pool = _pool(monkeypatch, staged=[bad] * 3, commit=[0.1] * 3)
+    with pytest.raises(WeightTransferError, match="rollout-0.*rollout-1.*rollout-2"):
+        await pool.commit("4")
+    assert len(pool.members()) == 3
+    assert not any(member.behind for member in pool._members.values())
+
+
+def test_engine_settings_that_decide_correctness():
+    args = engine_args(
+        CONFIG, WeightsConfig(backend="nccl"), model_folder="m", seed=3, trust_remote_code=False
+    )
+    assert args["logprobs_mode"] == "processed_logprobs"
+    assert args["mamba_ssm_cache_dtype"] == "float32"
+    assert args["generation_config"] == "vllm"
+    assert args["enable_prefix_caching"] is False
+    assert args["weight_transfer_config"] == {"backend": "h1r_nccl"}
+    assert args["tensor_parallel_size"] == 2 and args["seed"] == 3
+    assert engine_env(CONFIG)["OMP_NUM_THREADS"] == "1"
+    gpu = CONFIG.model_copy(update={"num_gpus": 2.0})
+    assert "OMP_NUM_THREADS" not in engine_env(gpu)
+
+
+def test_what_breaks_the_ratio_is_refused(monkeypatch):
+    assert rl_sampling(CONFIG).temperature == 1.0
+    with pytest.raises(ConfigError, match=r"expected 1\.0, found 0\.95"):
+        rl_sampling(CONFIG.model_copy(update={"top_p": 0.95}))
+    refuse_foreign_logits_processors()
+    point = SimpleNamespace(value="other.package:Processor")
+    monkeypatch.setattr("actors.sampling_guard.entry_points", lambda group: [point])
+    with pytest.raises(ConfigError, match="other.package:Processor"):
+        refuse_foreign_logits_processors()
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [[("default", 0, 2)], [("3", 0, 1)], [("3", 0, 1), ("4", 0, 2)], []],
+    ids=["foreign label", "uncovered", "overlapping", "none"],
+)
+def test_tokens_without_our_label_are_an_error(spans):
+    output = SimpleNamespace(
+        token_ids=[5, 6],
+        logprobs=[{5: SimpleNamespace(logprob=-1.0)}, {6: SimpleNamespace(logprob=-2.0)}],
+        weight_versions=[SimpleNamespace(version=v, start=s, end=e) for v, s, e in spans],
+        finish_reason="stop",
+        text="",
+    )
+    with pytest.raises(RuntimeError, match="expected our version labels over 2 tokens"):
+        to_completion(output, 0, "rollout-0")

@@ -1,0 +1,72 @@
+"""Run files: every mistake is one short error that says expected, found, what to do."""
+
+import pytest
+import yaml
+
+from h1r_rl.config.load import build_run, dump_run, load_run
+from h1r_rl.errors import ConfigError
+from h1r_rl.grpo.presets import PRESETS
+
+RUN = """
+name: t
+model: {tiny: {}}
+data: {generate: {}}
+sft: {steps: 2, batch_size: 8, max_length: 96}
+grpo: {steps: 2, prompts_per_step: 4, samples_per_prompt: 4}
+rollout: {max_response_tokens: 32, max_model_len: 96, dtype: float32}
+"""
+
+
+def load(tmp_path, *overrides):
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN)
+    return load_run(file, overrides)
+
+
+def test_overrides_and_round_trip(tmp_path):
+    config = load(tmp_path, "grpo.steps=7", "learner.ranks=2")
+    assert config.grpo.steps == 7 and config.learner.ranks == 2
+    assert build_run(yaml.safe_load(dump_run(config)), source="dump") == config
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("grpo.step=3", ["grpo.step", "did you mean 'steps'"]),
+        ("grpo.samples_per_prompt=1", ["samples_per_prompt", "1"]),
+        ("rollout.top_p=0.9", ["rollout.top_p", "0.9", "ratio"]),
+        ("rollout.max_model_len=32", ["max_model_len", "32"]),
+        ("rollout.max_model_len=100000", ["max_position"]),
+        ("sft.max_length=4096", ["sft.max_length", "4096"]),
+        ("rollout.tensor_parallel=3", ["tensor_parallel", "[1, 2, 4]"]),
+        ("learner.ranks=64", ["learner.ranks", "64"]),
+        ("data.rl=[missing.parquet]", ["data", "both"]),
+        ("model.path=nowhere", ["exactly one"]),
+        ("grpo.preset=nope", ["grpo.preset", "nope"]),
+        ("weights.backend=nccl", ["nccl", "num_gpus"]),
+        ("grpo.algorithm.correction.kind=tis", ["recompute", "one of the two"]),
+        ("grpo", ["key=value"]),
+    ],
+)
+def test_mistakes(tmp_path, override, words):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, override)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_missing_section(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_run(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="'model' is missing"):
+        build_run({"name": "x", "data": {}, "rollout": {}}, source="x")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_load_and_explicit_settings_win(tmp_path, name):
+    config = load(tmp_path, f"grpo.preset={name}", "grpo.algorithm.clip_high=0.5")
+    assert config.grpo.algorithm.clip_high == 0.5
+    for key, value in PRESETS[name].items():
+        if key != "clip_high" and not isinstance(value, dict):
+            assert getattr(config.grpo.algorithm, key) == value

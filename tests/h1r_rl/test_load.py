@@ -1,0 +1,61 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from h1r_rl.config.schema import TinyModelConfig
+from h1r_rl.errors import ConfigError, DataError
+from h1r_rl.hybrid import load
+from h1r_rl.hybrid.boundaries import honours_boundaries
+from h1r_rl.hybrid.load import load_policy, output_head
+from h1r_rl.hybrid.packed_forward import hidden_states
+from h1r_rl.hybrid.tiny import build_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("load") / "tiny"
+    build_tiny_model(TinyModelConfig(), folder, seed=0)
+    return folder
+
+
+def test_logits_are_those_of_the_folder(folder):
+    model = load_policy(folder)
+    assert honours_boundaries(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    ids = torch.randint(0, 200, (1, 30))
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")(ids).logits[0]
+    weight, multiplier = output_head(model)
+    hidden = hidden_states(model, ids[0], torch.tensor([0, 30]))
+    torch.testing.assert_close(hidden @ weight.T * multiplier, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_multipliers_not_in_the_checkpoint_are_rebuilt(folder):
+    config = load_policy(folder).config
+    buffers = {n: b for n, b in load_policy(folder).named_buffers() if "mup" in n}
+    assert len(buffers) == config.num_hidden_layers
+    for buffer in buffers.values():
+        assert buffer[0, 0, 0].item() == pytest.approx(config.ssm_multipliers[0])
+        assert buffer[0, 0, -1].item() == pytest.approx(config.ssm_multipliers[4])
+
+
+def test_generation_with_a_cache_is_untouched(folder):
+    ids = torch.randint(5, 200, (2, 9))
+    settings = dict(max_new_tokens=8, do_sample=False, eos_token_id=None)
+    ours = load_policy(folder).eval().generate(ids, **settings)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    assert torch.equal(ours, plain.generate(ids, **settings))
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match="config.json"):
+        load_policy(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="safetensors"):
+        load_policy(tmp_path)
+
+
+def test_cuda_without_the_kernels_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="mamba_ssm"):
+        load_policy(folder, device="cuda")

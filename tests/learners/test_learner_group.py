@@ -1,0 +1,285 @@
+"""The learner on real Ray and DeepSpeed: two ranks with uneven micro-batches make the step that
+one device makes of the whole batch, at every ZeRO stage; what it sends, saves and exports is
+bit-equal to what it holds; what goes wrong ends in an error, not in a hang."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from h1r_rl.broadcast import Communicator
+from h1r_rl.config.schema import (
+    AlgorithmConfig,
+    LearnerConfig,
+    OptimizerConfig,
+    TinyModelConfig,
+    WeightsConfig,
+)
+from h1r_rl.errors import WeightTransferError
+from h1r_rl.grpo.build_batch import (
+    advantages_by_group,
+    build_micro_batch,
+    plan_sft_batch,
+    plan_train_batch,
+)
+from h1r_rl.grpo.policy_loss import policy_loss, sft_loss
+from h1r_rl.hybrid.load import load_policy
+from h1r_rl.hybrid.tiny import build_tiny_model
+from h1r_rl.records import Completion, Group, Prompt, Sample, Verdict, VersionSpan
+from h1r_rl.weight_manifest import checksum
+from learners.deepspeed_engine import PolicyLogprobs
+from learners.learner_group import LearnerGroup
+from learners.train_step import _loss_inputs, batch_tensors
+
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3, warmup_steps=0, weight_decay=0.1, gradient_clip=0.05
+)
+ALGORITHM = AlgorithmConfig(positive_ce=0.1)
+DEADLINE_S = 6.0
+SMALL = TinyModelConfig(
+    hidden_size=32, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64,
+    mamba_heads=4, mamba_head_dim=16, mamba_d_state=16, mamba_chunk_size=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_cluster):
+    """The session's Ray: shutting it down here would take the shared engine with it."""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_tiny_model(SMALL, folder, seed=3)
+    return folder
+
+
+async def start(model_folder: Path, *, zero_stage: int, sft: bool = False) -> LearnerGroup:
+    return await LearnerGroup.start(
+        LearnerConfig(ranks=2, num_cpus=0.5, zero_stage=zero_stage, logprob_chunk_tokens=16),
+        OPTIMIZER,
+        total_steps=10,
+        model_folder=str(model_folder),
+        algorithm=None if sft else ALGORITHM,
+        temperature=0.9,
+        max_response_tokens=32,
+        weights=WeightsConfig(bucket_mib=1, deadline_s=DEADLINE_S),
+        seed=0,
+        start_timeout_s=150,
+    )
+
+
+def make_groups(seed: int, *, logprob: float = -5.58, samples: int = 2) -> list[Group]:
+    """Groups of uneven lengths; `logprob` near that of a fresh model, so that ratios are sane."""
+    rng = np.random.default_rng(seed)
+    groups = []
+    for g in range(5):
+        lengths = rng.integers(1, 30, samples)
+        completions = [
+            Completion(
+                i, rng.integers(0, 256, n, dtype=np.int32),
+                (logprob + 0.1 * rng.standard_normal(n)).astype(np.float32),
+                (VersionSpan("0", 0, int(n)),), "stop", "", "rollout-0",
+            )
+            for i, n in enumerate(lengths)
+        ]  # fmt: skip
+        ref = ray.put(completions)
+        prompt = Prompt(f"p{g}", 0, rng.integers(0, 256, 4 + g, dtype=np.int32), "", "math", "1")
+        members = tuple(
+            Sample(i, len(c.token_ids), "stop", c.version_spans, Verdict(float(i % 2)), ref, i)
+            for i, c in enumerate(completions)
+        )
+        groups.append(Group(prompt, members, 0))
+    return groups
+
+
+def make_plan(groups, *, ranks: int, micro_batch_tokens: int, sft: bool = False):
+    if sft:
+        return plan_sft_batch(
+            groups, ranks=ranks, micro_batch_tokens=micro_batch_tokens, learner_version=0
+        )
+    return plan_train_batch(
+        groups, ALGORITHM, ranks=ranks, micro_batch_tokens=micro_batch_tokens,
+        learner_version=0, max_staleness=0,
+    )  # fmt: skip
+
+
+def reference_steps(model_folder: Path, batches, *, sft: bool):
+    """(weights, losses, norms) of the same steps in plain torch, the whole batch at once."""
+    model = load_policy(model_folder)
+    policy = PolicyLogprobs(model, temperature=0.9, chunk_tokens=10**6)
+    exempt = ("A_log", "dt_bias", ".D", "bias", "norm")
+    named = list(model.named_parameters())
+    plain = [p for n, p in named if p.ndim > 1 and not n.endswith(exempt)]
+    rest = [p for n, p in named if not (p.ndim > 1 and not n.endswith(exempt))]
+    adam = torch.optim.AdamW(
+        [{"params": plain, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-3, betas=OPTIMIZER.betas, eps=1e-8,
+    )  # fmt: skip
+    losses, norms = [], []
+    for groups in batches:
+        plan = make_plan(groups, ranks=1, micro_batch_tokens=10**6, sft=sft)
+        completions = {
+            (d.group, d.sample): ray.get(
+                plan.groups[d.group].samples[d.sample].completions_ref, timeout=60
+            )[d.sample]
+            for d in plan.ranks[0][0]
+        }
+        advantages = None if sft else advantages_by_group(plan, ALGORITHM)
+        batch = build_micro_batch(plan, plan.ranks[0][0], completions, advantages)
+        if sft:
+            loss, _ = sft_loss(policy(*batch_tensors(batch, "cpu"))[0], plan.num_target_tokens)
+        else:
+            inputs = _loss_inputs(policy, batch, ALGORITHM, None, "cpu")
+            loss, _ = policy_loss(inputs, ALGORITHM, plan, max_response_tokens=32)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
+        losses.append(loss.item())
+        adam.step()
+        adam.zero_grad()
+    return {n: p.detach() for n, p in model.named_parameters()}, losses, norms
+
+
+async def exported(learner: LearnerGroup, folder: Path) -> dict[str, torch.Tensor]:
+    await learner.export(str(folder))
+    return load_file(folder / "model.safetensors")
+
+
+def receive(epoch, manifest) -> dict[str, bytes]:
+    """An engine's side, in the terms of the wire alone."""
+    communicator = Communicator(epoch, rank=1)
+    received, sums = {}, []
+    for bucket in manifest.buckets():
+        flat = torch.zeros(sum(spec.num_bytes for spec in bucket), dtype=torch.uint8)
+        communicator.broadcast(flat)
+        offset = 0
+        for spec in bucket:
+            data = flat[offset : offset + spec.num_bytes].numpy()
+            received[spec.name], offset = data.tobytes(), offset + spec.num_bytes
+            sums.append(checksum(data))
+    sent = torch.zeros(len(sums), dtype=torch.int64)
+    communicator.broadcast(sent)
+    communicator.close()
+    assert sent.tolist() == sums
+    return received
+
+
+def assert_same_update(found, expected, start) -> None:
+    """Adam turns rounding of a vanishing gradient into a whole step, so updates are compared as
+    vectors; a wrong weight of any document moves this far beyond the bound."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        step = (value - start[name]).norm()
+        assert (found[name] - value).norm() <= 2e-2 * step + 1e-7, name
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_life_of_a_learner(cluster, model_folder, tmp_path, zero_stage):
+    first = load_file(model_folder / "model.safetensors")
+    batches = [make_groups(1), make_groups(2, samples=3)]
+    weights, losses, norms = reference_steps(model_folder, batches, sft=False)
+    learner = await start(model_folder, zero_stage=zero_stage)
+    try:
+        for i, groups in enumerate(batches):
+            plan = make_plan(groups, ranks=2, micro_batch_tokens=50)
+            assert len(plan.ranks[0]) > 1  # several micro-batches, of uneven lengths
+            metrics = await learner.forward_backward(plan)
+            result = await learner.optimizer_step()
+            assert result.version == i + 1 and not result.skipped
+            assert metrics["loss"] == pytest.approx(losses[i], rel=1e-4, abs=1e-6)
+            assert result.metrics["grad_norm"] == pytest.approx(norms[i], rel=1e-3)
+        held = await exported(learner, tmp_path / "after")
+        assert_same_update(held, weights, first)
+
+        await _sends_what_it_holds(learner, held)
+        if zero_stage != 2:  # sends as ZeRO 0 does
+            await _survives_a_silent_engine(learner, held)
+        await _skips_a_broken_step(learner, held, tmp_path)
+        await _continues_from_its_checkpoint(learner, held, tmp_path)
+    finally:
+        await learner.close()
+
+
+async def _sends_what_it_holds(learner, held) -> None:
+    manifest = await learner.weight_manifest()
+    epoch = await learner.open_epoch(2, {"rollout-0": 1})
+    receiving = asyncio.create_task(asyncio.to_thread(receive, epoch, manifest))
+    await learner.join_epoch(epoch)
+    # The next step's gradients are computed meanwhile.
+    sent, _ = await asyncio.gather(
+        learner.send(),
+        learner.forward_backward(make_plan(make_groups(5), ranks=2, micro_batch_tokens=50)),
+    )
+    received = await receiving
+    assert sent["bytes"] == sum(len(data) for data in received.values())
+    assert received.keys() == held.keys()
+    for name, value in held.items():
+        assert received[name] == value.numpy().tobytes(), name
+
+
+async def _survives_a_silent_engine(learner, held) -> None:
+    """One that never joins; one that joins and then receives nothing."""
+    epoch = await learner.open_epoch(2, {"rollout-0": 1})
+    started = time.monotonic()
+    with pytest.raises(WeightTransferError):
+        await learner.join_epoch(epoch)
+    epoch = await learner.open_epoch(2, {"rollout-0": 1})
+    silent, _ = await asyncio.gather(
+        asyncio.to_thread(Communicator, epoch, 1), learner.join_epoch(epoch)
+    )
+    with pytest.raises(WeightTransferError, match="rollout-0"):
+        await learner.send()
+    assert time.monotonic() - started < 4 * DEADLINE_S
+    silent.close()
+    await _sends_what_it_holds(learner, held)
+
+
+async def _skips_a_broken_step(learner, held, tmp_path) -> None:
+    broken = make_plan(make_groups(7, logprob=float("nan")), ranks=2, micro_batch_tokens=50)
+    await learner.forward_backward(broken)
+    result = await learner.optimizer_step()
+    assert result.skipped and result.version == 2
+    after = await exported(learner, tmp_path / "skipped")
+    assert all(torch.equal(after[name], value) for name, value in held.items())
+
+
+async def _continues_from_its_checkpoint(learner, held, tmp_path) -> None:
+    """Two steps from one checkpoint end in the same bits."""
+    plan = make_plan(make_groups(9), ranks=2, micro_batch_tokens=50)
+    await learner.save_checkpoint(str(tmp_path / "checkpoints"))
+    ends = []
+    for attempt in ("once", "again"):
+        await learner.forward_backward(plan)
+        assert (await learner.optimizer_step()).version == 3
+        ends.append(await exported(learner, tmp_path / attempt))
+        assert await learner.load_checkpoint(str(tmp_path / "checkpoints")) == 2
+    assert not torch.equal(ends[0]["lm_head.weight"], held["lm_head.weight"])
+    assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
+    restored = await exported(learner, tmp_path / "restored")
+    assert all(torch.equal(restored[name], value) for name, value in held.items())
+
+
+async def test_sft_step_equals_one_device(cluster, model_folder, tmp_path):
+    first = load_file(model_folder / "model.safetensors")
+    batches = [make_groups(11, samples=1), make_groups(12, samples=1)]
+    weights, losses, _ = reference_steps(model_folder, batches, sft=True)
+    learner = await start(model_folder, zero_stage=0, sft=True)
+    try:
+        for i, groups in enumerate(batches):
+            plan = make_plan(groups, ranks=2, micro_batch_tokens=30, sft=True)
+            metrics = await learner.forward_backward(plan)
+            await learner.optimizer_step()
+            assert metrics["loss"] == pytest.approx(losses[i], rel=1e-4)
+        held = await exported(learner, tmp_path / "sft")
+        assert_same_update(held, weights, first)
+        for name in ("tokenizer.json", "config.json", "generation_config.json"):
+            assert (tmp_path / "sft" / name).is_file()
+        model = load_policy(tmp_path / "sft")
+        assert all(torch.equal(held[name], p) for name, p in model.named_parameters())
+    finally:
+        await learner.close()

@@ -1,0 +1,145 @@
+"""The `math` verifier: agreement on pairs, where answers are found, what a ground truth may be."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from h1r_rl.config.schema import RewardConfig
+from h1r_rl.errors import DataError
+from h1r_rl.records import Prompt
+from rewards.answer_text import final_answer
+from rewards.exact_answer import compare_exactly
+from rewards.ground_truth import check_ground_truth, check_ground_truths
+from rewards.math_verifier import quick, verify
+
+PAIRS = runpy.run_path(str(Path(__file__).with_name("answer_pairs.py")))
+
+
+def judge(truth: str, text: str, function=verify):
+    return function(
+        Prompt("p", 0, np.zeros(0, np.int32), "q", "math", truth), text, RewardConfig()
+    )
+
+
+def test_agreement_table():
+    """Not one of the pairs judged wrongly; bare math-verify errs on dozens of them."""
+    table = PAIRS["pairs"]()
+    assert len(table) >= 400
+    assert 0.35 < sum(pair.equal for pair in table) / len(table) < 0.65
+    assert PAIRS["errors"](PAIRS["ours"], table) == []
+
+
+def test_exact_comparison_never_contradicts_the_table():
+    decided = 0
+    for pair in PAIRS["pairs"]():
+        outcome = compare_exactly(pair.answer, pair.truth)
+        decided += outcome is not None
+        assert outcome in (None, pair.equal), pair
+    assert decided > 100
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"<think>\boxed{4}</think> so \boxed{5}.", "5"),
+        (r"\boxed{4} and later \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{a}, \boxed{b}", "a, b"),
+        (r"$\boxed{1}$ and $\boxed{2}$", "1, 2"),
+        (r"either \boxed{1} or \boxed{2}", "1, 2"),
+        (r"\boxed{1}. Check: so \boxed{2}", "2"),
+        (r"\boxed{\boxed{7}}", "7"),
+        (r"\boxed 7 ", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{5} and then \boxed{unfinished", "5"),
+        (r"\boxed{}", None),
+        (r"The final answer is $\frac{3}{4}$.", r"\frac{3}{4}"),
+        ("Answer: 12", "12"),
+        ("**Answer:** 12", "12"),
+        ("The answer is 1. No: the answer is **2**.", "2"),
+        ("The answer is 3.5. It was easy to see.", "3.5"),
+        ("The answer to the question is: x = 5", "x = 5"),
+        ("Answer:\nnone", None),
+        ("so\n#### 1,234", "1,234"),
+        ("<think>7+8=15</think>\n$15$", "15"),
+        ("<think>x</think>\n42", "42"),
+        ("<think>the answer is 5", None),
+        (r"<think>perhaps \boxed{5}", "5"),
+        ("I do not know", None),
+        ("", None),
+    ],
+)
+def test_where_the_answer_is_found(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_naming_two_values_is_not_naming_one():
+    assert judge("5", r"\boxed{5} or \boxed{6}").score == 0.0
+    assert judge("6", r"\boxed{5} or \boxed{6}").score == 0.0
+    assert judge("5", r"\boxed{5 \text{ or } 6}").score == 0.0
+    assert judge("5,6", r"\boxed{6} or \boxed{5}").score == 1.0
+
+
+def test_restating_the_problem_is_not_solving_it():
+    assert judge("5050", r"\boxed{\sum_{k=1}^{100} k}").score == 0.0
+    assert judge(r"\frac{1}{3}", r"\boxed{\int_0^1 x^2 dx}").score == 0.0
+
+
+def test_several_correct_forms():
+    truth = r'["\\frac{1}{2}", "50 \\text{ cents}"]'
+    assert judge(truth, r"\boxed{0.5}").score == 1.0
+    assert judge(truth, r"\boxed{50\text{ cents}}").score == 1.0
+    assert judge(truth, r"\boxed{51}").score == 0.0
+
+
+def test_reasons_and_parts():
+    assert judge("5", r"\boxed{5}").reason == "correct"
+    assert judge("5", r"\boxed{6}").reason == "wrong"
+    assert judge("5", "hm").reason == "no_answer"
+    assert judge("5", r"\boxed{6}").parts == {"accuracy": 0.0}
+
+
+def test_plain_numbers_need_no_algebra():
+    before = "sympy" in sys.modules
+    for truth, text in [("5", "6"), ("1/2", "0.5"), ("1,000", "999"), ("-3", "-3"), ("2.5", "x")]:
+        verdict = judge(truth, f"\\boxed{{{text}}}", quick)
+        assert (verdict is None) == (text == "x")
+    assert ("sympy" in sys.modules) == before
+
+
+def test_ground_truths_checked_at_load():
+    rows = [
+        ("math", "5"),
+        ("math", r"\frac{1}{2}"),
+        ("math", r"x \in [0, 1)"),
+        ("math", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        ("math", ""),
+        ("math", r"\frac{1}{"),
+        ("math", "9" * 3000),
+        ("math", r'["1/2", "\\frac{1}{"]'),
+        ("choice", "B"),
+        ("choice", "mitochondria"),
+        ("choice", "  "),
+    ]
+    reasons = check_ground_truths(rows)
+    assert reasons == [None, None, None, None, "empty", "unparsable", "too_long", "unparsable",
+                       None, None, "empty"]
+
+
+def test_a_hostile_ground_truth_costs_its_own_row():
+    config = RewardConfig(timeout_s=1.0)
+    rows = [("math", r"\sqrt{2}"), ("math", "(" * 900 + "1" + ")" * 900), ("math", r"\sqrt{3}")]
+    assert check_ground_truths(rows, config) == [None, "ground_truth_timeout", None]
+
+
+def test_an_unknown_verifier_is_an_error_of_the_data_set():
+    with pytest.raises(DataError, match="mathematics"):
+        check_ground_truth("mathematics", "5")
+    with pytest.raises(DataError, match="no_such_package"):
+        check_ground_truth("no_such_package:verify", "5")
