@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.sampling_guard import rl_sampling
+from cluster.sample_table import sample_rows
 from cluster.weight_sync import WeightSync
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.prompt_stream import PromptStream
@@ -87,7 +88,7 @@ async def train_grpo(run: GRPORun) -> None:
             step_metrics |= {"time/step_s": time.monotonic() - started, "time/wait_s": waited_s}
             run.tracker.log_step(step, step_metrics)
             if step % grpo.log_samples_every == 0:
-                run.tracker.log_table(f"samples-{step:05d}", _sample_rows(groups))
+                run.tracker.log_table(f"samples-{step:05d}", await sample_rows(groups))
             step += 1
         await run.weights.sent()
         producer.cancel()
@@ -229,22 +230,3 @@ async def _step_metrics(run: GRPORun, groups: list[Group], version: int) -> dict
     metrics |= run.weights.metrics | run.rewards.stats()
     metrics |= {f"engine/{k}": v for k, v in (await run.rollouts.stats()).items()}
     return metrics | {f"faults/{name}": float(n) for name, n in run.counts.items()}
-
-
-def _sample_rows(groups: list[Group]) -> list[dict[str, Any]]:
-    """A few groups' verdicts; the text stays in the object store with the tokens."""
-    return [
-        {
-            "prompt": group.key,
-            "question": group.prompt.question,
-            "ground_truth": group.prompt.ground_truth,
-            "sample": sample.sample_index,
-            "score": sample.verdict.score,
-            "reason": sample.verdict.reason,
-            "length": sample.length,
-            "finish": sample.finish_reason,
-            "versions": f"{sample.min_version}-{sample.max_version}",
-        }
-        for group in groups[:4]
-        for sample in group.samples
-    ]

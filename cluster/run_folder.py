@@ -77,6 +77,10 @@ class RunFolder:
     def evaluation(self, name: str) -> Path:
         return self.path / "evaluation" / f"{name}.json"
 
+    def outcomes(self, name: str) -> Path:
+        """Every answer of an evaluation, for comparisons problem by problem."""
+        return self.path / "evaluation" / f"{name}.parquet"
+
     def state(self) -> dict[str, Any]:
         file = self.path / "state.json"
         return json.loads(file.read_text()) if file.exists() else {}

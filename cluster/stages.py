@@ -12,27 +12,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cluster.grpo_loop import GRPORun, train_grpo
+from cluster.measure import measure, refuse_too_long, write_outcomes
 from cluster.run_folder import RunFolder, write_json
 from cluster.weight_sync import WeightSync
-from h1r_rl.config.schema import EvaluationSetting, RunConfig
+from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.chat import load_tokenizer, make_prompt
 from h1r_rl.data.prompt_stream import PromptStream
 from h1r_rl.data.sft_stream import SFTStream
 from h1r_rl.data.sources import Problems, load_problems
-from h1r_rl.errors import RolloutLost, RunFailed
-from h1r_rl.evaluation.metrics import summarise
 from h1r_rl.evaluation.report import plot_grpo, read_metrics
 from h1r_rl.grpo.build_batch import plan_sft_batch
 from h1r_rl.grpo.group_buffer import GroupBuffer
-from h1r_rl.interfaces import Sampling
 from h1r_rl.records import Group, Prompt, Sample, Verdict
 from h1r_rl.tracking import Tracker
-
-EVALUATION_IN_FLIGHT = 64  # prompts asked for at once
-MAX_REISSUES = 3
 
 
 def load_split(config: RunConfig, folder: RunFolder, split: str) -> Problems:
@@ -176,61 +169,21 @@ async def run_evaluation(
         for problem in problems
     ]
     max_tokens = config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+    refuse_too_long(prompts, config.rollout.max_model_len - max_tokens)
     reward = config.reward.model_copy(update={"control": "none"})
     async with tracked(config, folder, f"evaluate-{name}", parent_run_id) as tracker:
         async with services(
             start_rollouts(config, source[name], "0"),
             RewardPool.start(reward, max_tokens, config.cluster.start_timeout_s),
         ) as (rollouts, rewards):
-            summaries = {}
+            measured = {}
             for setting in settings:
-                summaries[setting.name] = await measure(
-                    setting, prompts, max_tokens, rollouts, rewards
-                )
-                tracker.log_step(
-                    0, {f"{setting.name}/{k}": v for k, v in summaries[setting.name].items()}
-                )
-        write_json(folder.evaluation(name), summaries)
-
-
-async def measure(
-    setting: EvaluationSetting,
-    prompts: list[Prompt],
-    max_tokens: int,
-    rollouts: Any,
-    rewards: Any,
-) -> dict[str, float]:
-    """One evaluation setting over all prompts."""
-    sampling = Sampling(setting.temperature, max_tokens, setting.top_p)
-    gate = asyncio.Semaphore(EVALUATION_IN_FLIGHT)
-    shape = (len(prompts), setting.samples)
-    names = ("correct", "length", "formatted", "truncated", "surprise")
-    values = {name: np.zeros(shape) for name in names}
-
-    async def one(row: int, prompt: Prompt) -> None:
-        missing = set(range(setting.samples))
-        async with gate:
-            for _ in range(MAX_REISSUES):
-                try:
-                    async for part in rollouts.generate(prompt, sorted(missing), sampling):
-                        verdicts = await rewards.score(prompt, part)
-                        for k, index in enumerate(part.sample_indices):
-                            parts = verdicts[k].parts
-                            values["correct"][row, index] = parts.get("accuracy", 0.0) >= 1
-                            values["formatted"][row, index] = parts.get("format", 0.0)
-                            values["length"][row, index] = part.lengths[k]
-                            values["truncated"][row, index] = part.finish_reasons[k] == "length"
-                            values["surprise"][row, index] = part.surprise[k]
-                        missing -= set(part.sample_indices)
-                    return
-                except RolloutLost:
-                    continue  # the pool raises RunFailed once no engine is left
-            raise RunFailed(f"evaluation of {prompt.key} lost its engine {MAX_REISSUES} times")
-
-    async with asyncio.TaskGroup() as tasks:
-        for row, prompt in enumerate(prompts):
-            tasks.create_task(one(row, prompt))
-    return summarise(*(values[name] for name in names), pass_at=setting.pass_at)
+                result = await measure(setting, prompts, max_tokens, rollouts, rewards)
+                measured[setting.name] = result
+                tracker.log_step(0, {f"{setting.name}/{k}": v for k, v in result.summary().items()})
+                tracker.log_table(f"answers-{setting.name}", result.answers)
+        write_outcomes(measured, folder.outcomes(name))
+        write_json(folder.evaluation(name), {k: v.summary() for k, v in measured.items()})
 
 
 def base_folder(config: RunConfig, folder: RunFolder) -> Path:

@@ -20,9 +20,17 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
+def problem_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[problems with a value]: means over each problem's samples, NaN (no verdict) left out."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=1)
+    sums = np.where(known, values, 0.0).sum(axis=1)
+    return sums[counts > 0] / counts[counts > 0]
+
+
 def clustered_se(values: NDArray[np.float64]) -> float:
     """Standard error of the mean of [problems, samples], clustered by problem."""
-    means = values.mean(axis=1)
+    means = problem_means(values)
     return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
 
 
@@ -35,21 +43,23 @@ def summarise(
     *,
     pass_at: int | None,
 ) -> dict[str, float]:
-    """All arguments [problems, samples]; correct, formatted, truncated are 0 or 1; surprise is the
-    mean -logprob of a sample's tokens, whose mean estimates the entropy a token."""
+    """All arguments [problems, samples]; correct, formatted, truncated are 0 or 1, the first two
+    NaN where no verdict could be had; surprise is the mean -logprob of a sample's tokens, whose
+    mean estimates the entropy a token."""
+    judged = ~np.isnan(correct)
     summary = {
-        "pass@1": float(correct.mean()),
+        "pass@1": float(problem_means(correct).mean()) if judged.any() else 0.0,
         "se": clustered_se(correct),
         "mean_length": float(lengths.mean()),
-        "format_rate": float(formatted.mean()),
+        "format_rate": float(np.nanmean(formatted)) if judged.any() else 0.0,
+        "without_verdict": float(1 - judged.mean()),
         "truncated": float(truncated.mean()),
         "entropy": float((surprise * lengths).sum() / max(lengths.sum(), 1)),
     }
     if pass_at is not None:
-        samples = correct.shape[1]
-        summary[f"pass@{pass_at}"] = float(
-            np.mean([pass_at_k(int(c), samples, pass_at) for c in correct.sum(axis=1)])
-        )
+        counts = zip(np.nansum(correct, axis=1), judged.sum(axis=1), strict=True)
+        enough = [pass_at_k(int(c), int(n), pass_at) for c, n in counts if n >= pass_at]
+        summary[f"pass@{pass_at}"] = float(np.mean(enough)) if enough else 0.0
     return summary
 
 
@@ -60,7 +70,7 @@ def paired_difference(
 
     Both [problems, samples]; sample counts may differ.
     """
-    difference = after.mean(axis=1) - before.mean(axis=1)
+    difference = np.nanmean(after, axis=1) - np.nanmean(before, axis=1)
     centre = float(difference.mean())
     margin = Z95 * clustered_se(difference[:, None])
     return centre, centre - margin, centre + margin

@@ -50,5 +50,14 @@ def test_result_file_has_its_shape(tmp_path):
     assert "| sft | 50.0" in markdown_table(result)
 
 
+def test_an_answer_without_a_verdict_is_not_a_wrong_one():
+    correct = np.array([[1.0, np.nan], [0.0, 1.0], [np.nan, np.nan]])
+    ones = np.ones((3, 2))
+    summary = summarise(correct, ones, correct, ones * 0, ones, pass_at=2)
+    assert summary["pass@1"] == pytest.approx((1.0 + 0.5) / 2)
+    assert summary["pass@2"] == 1.0  # of the one problem with two verdicts
+    assert summary["without_verdict"] == pytest.approx(0.5)
+
+
 def test_terminal_plot_draws_something():
     assert "reward" in terminal_plot([0, 1, 2], [0.1, 0.5, 0.9], "reward")
