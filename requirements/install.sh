@@ -10,7 +10,7 @@ stamp="$venv/.locks-$platform"
 
 case "$platform" in
   cpu) torch="torch==2.13.0+cpu"; locks=(requirements/cpu.txt requirements/cpu-engine.txt) ;;
-  cuda) torch="torch==2.13.0"; locks=(requirements/cuda.txt) ;;
+  cuda) torch="torch===2.13.0"; locks=(requirements/cuda.txt requirements/cuda-kernels.txt) ;;
   *) echo "install.sh: expected cpu or cuda, found '$platform'" >&2; exit 2 ;;
 esac
 
@@ -29,7 +29,8 @@ esac
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 echo "setting up $venv ($platform); a few minutes the first time"
-if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__ != '${torch#torch==}')" 2>/dev/null; then
+# === keeps a CPU build (2.13.0+cpu) that lies in the indexes off a CUDA machine.
+if [ "$("$venv/bin/python" -c 'from importlib.metadata import version as v; print(v("torch"))' 2>/dev/null)" != "${torch##*=}" ]; then
   if ! pip install -q --no-deps "$torch" 2>/dev/null; then
     [ "$platform" = cpu ] || { echo "install.sh: $torch is not in the configured indexes" >&2; exit 1; }
     echo "the configured indexes lack $torch: adding PyTorch's public CPU wheel index"
@@ -37,7 +38,8 @@ if ! "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__ != '${
   fi
 fi
 for lock in "${locks[@]}"; do
-  pip install -q --no-deps -r "$lock"
+  case "$lock" in *-kernels.txt) build=--no-build-isolation ;; *) build= ;; esac
+  pip install -q --no-deps $build -r "$lock"
 done
 pip install -q --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c "import torch, transformers, vllm, deepspeed, ray, mlflow" 2>/dev/null \
