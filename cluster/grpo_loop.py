@@ -23,12 +23,12 @@ from h1r_rl.errors import RolloutLost, RunFailed
 from h1r_rl.grpo.advantages import has_signal
 from h1r_rl.grpo.build_batch import plan_train_batch
 from h1r_rl.grpo.group_buffer import GroupBuffer
+from h1r_rl.grpo.tripwires import Tripwires
 from h1r_rl.records import Group, Prompt, Sample
 from rewards.controls import shuffle_scores
 
 MAX_EMPTY_STEPS = 10
 MAX_ENGINES_KILLED = 2  # a prompt that takes this many engines down is quarantined
-WARMUP_STEPS_OF_GUARD = 1  # the first step has no update behind it
 
 
 @dataclass
@@ -52,6 +52,7 @@ async def train_grpo(run: GRPORun) -> None:
     grpo, learner = run.config.grpo, run.config.learner
     assert grpo is not None
     version = empty = 0
+    tripwires = Tripwires(grpo, run.config.rollout, learner)
     async with asyncio.TaskGroup() as tasks:
         producer = tasks.create_task(_produce(run, tasks))
         step = 0
@@ -74,7 +75,7 @@ async def train_grpo(run: GRPORun) -> None:
                 max_staleness=grpo.max_staleness,
             )
             metrics = await run.learner.forward_backward(plan)
-            _guard_numerics(metrics, grpo.logprob_gap_stop, step)
+            tripwires.before_update(step, metrics)
             await run.weights.sent()  # `version` has left the tensors
             result = await run.learner.optimizer_step()
             keys = [group.key for group in groups]
@@ -86,6 +87,7 @@ async def train_grpo(run: GRPORun) -> None:
             learner_metrics = {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
             step_metrics = learner_metrics | await _step_metrics(run, groups, version)
             step_metrics |= {"time/step_s": time.monotonic() - started, "time/wait_s": waited_s}
+            step_metrics |= tripwires.after_step(step, step_metrics)
             run.tracker.log_step(step, step_metrics)
             if step % grpo.log_samples_every == 0:
                 run.tracker.log_table(f"samples-{step:05d}", await sample_rows(groups))
@@ -184,16 +186,6 @@ def _give_up_without_signal(run: GRPORun, empty: int) -> None:
         "learned from them. Look at the sample tables: a reward of 0 everywhere means a task too "
         "hard, answers cut off or a broken verifier; 1 everywhere a task already solved"
     )
-
-
-def _guard_numerics(metrics: dict[str, float], limit: float, step: int) -> None:
-    gap = metrics.get("logprob_gap", 0.0)
-    if step >= WARMUP_STEPS_OF_GUARD and gap > limit:
-        raise RunFailed(
-            f"engine and learner disagree: mean |difference of log-probabilities| on tokens of the "
-            f"current version is {gap:.3f}, limit grpo.logprob_gap_stop = {limit}. The engine does "
-            "not hold the learner's weights, or computes in too low a precision"
-        )
 
 
 async def _step_metrics(run: GRPORun, groups: list[Group], version: int) -> dict[str, float]:

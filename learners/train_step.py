@@ -43,7 +43,7 @@ def run_plan(
             logprobs, _ = engine(ids, starts, positions)
             loss, sums = sft_loss(logprobs, plan.num_target_tokens)
         else:
-            inputs = _loss_inputs(engine, batch, algorithm, reference, device)
+            inputs = _loss_inputs(engine, batch, algorithm, reference, device, plan.learner_version)
             loss, sums = policy_loss(
                 inputs, algorithm, plan, max_response_tokens=max_response_tokens
             )
@@ -76,6 +76,7 @@ def _loss_inputs(
     algorithm: AlgorithmConfig,
     reference: Logprobs | None,
     device: Any,
+    learner_version: int,
 ) -> LossInputs:
     ids, starts, positions = batch_tensors(batch, device)
 
@@ -99,4 +100,14 @@ def _loss_inputs(
         versions=at_targets(batch.versions),
         positive=at_targets(batch.positive),
         entropy=entropy,
+        fresh=at_targets(_of_current_weights(batch, learner_version)),
     )
+
+
+def _of_current_weights(batch: MicroBatch, version: int) -> np.ndarray:
+    """[T] bool: no token of the document was sampled by other weights. With others in its past a
+    token of this version was sampled from their KV and SSM state."""
+    starts = batch.document_starts[:-1].astype(np.int64)
+    own = (batch.versions == version) | (batch.versions < 0)  # -1: prompt
+    lengths = np.diff(batch.document_starts)
+    return np.repeat(np.logical_and.reduceat(own, starts), lengths)

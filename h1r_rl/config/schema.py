@@ -232,6 +232,32 @@ class AlgorithmConfig(Section):
     )
 
 
+class TripwiresConfig(Section):
+    """Alarms: logged warnings and `tripwire/*` metrics; docs/tripwires has a page for each."""
+
+    window: PositiveInt = Field(default=5, description="Steps that shares and entropy average.")
+    logprob_gap_stale_stop: PositiveFloat = Field(
+        default=0.5,
+        description="Mean |log pi_learner - log mu| on tokens of answers that older weights had a "
+        "part in above which the run stops; training moves these apart too.",
+    )
+    entropy_fall: Fraction = Field(
+        default=0.1, description="Warn below this share of the first steps' entropy."
+    )
+    entropy_rise: PositiveFloat = Field(
+        default=3.0, description="Warn above this multiple of the first steps' entropy."
+    )
+    zero_signal_share: Fraction = Field(
+        default=0.8, description="Warn above this share of groups whose rewards do not differ."
+    )
+    truncation_share: Fraction = Field(
+        default=0.25, description="Warn above this share of answers cut by the length limit."
+    )
+    grad_norm_jump: PositiveFloat = Field(
+        default=10.0, description="Warn above this multiple of the last steps' median norm."
+    )
+
+
 class GRPOConfig(Section):
     """Reinforcement learning with verifiable rewards."""
 
@@ -261,10 +287,18 @@ class GRPOConfig(Section):
     log_samples_every: PositiveInt = Field(
         default=10, description="Steps between logged sample tables."
     )
-    logprob_gap_stop: PositiveFloat = Field(
-        default=0.5,
-        description="Mean |log pi_learner - log mu| on tokens of the current version above which "
-        "the run stops: engine and learner no longer hold the same model.",
+    logprob_gap_warn: PositiveFloat | None = Field(
+        default=None,
+        description="Mean |log pi_learner - log mu| on answers sampled by the current weights "
+        "alone above which a warning is logged; default: by the engine's dtypes, from measurement.",
+    )
+    logprob_gap_stop: PositiveFloat | None = Field(
+        default=None,
+        description="The same above which the run stops: engine and learner no longer hold the "
+        "same model. Default: by the engine's dtypes, from measurement.",
+    )
+    tripwires: TripwiresConfig = Field(
+        default=TripwiresConfig(), description=TripwiresConfig.__doc__
     )
 
 

@@ -32,6 +32,7 @@ class LossInputs:
     versions: Tensor  # [N] int32
     positive: Tensor  # [N] bool
     entropy: Tensor  # [N], detached
+    fresh: Tensor  # [N] bool, token of an answer that the current weights alone sampled
 
 
 def policy_loss(
@@ -91,8 +92,8 @@ def reduce_metrics(sums: dict[str, float]) -> dict[str, float]:
     for name, value in sums.items():
         if name.startswith("sum/") and tokens:
             metrics[name.removeprefix("sum/")] = value / tokens
-        elif name.startswith("gap/") and sums["current_tokens"]:
-            metrics["logprob_gap"] = value / sums["current_tokens"]
+        elif name.startswith("gap/") and sums[f"tokens_{name[4:]}"]:
+            metrics[name[4:]] = value / sums[f"tokens_{name[4:]}"]
         elif name.startswith("age/"):
             _, age, what = name.split("/")
             if what == "kl" and sums[f"age/{age}/tokens"]:
@@ -156,7 +157,6 @@ def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str,
         log_mu_ratio = (inputs.logprobs - inputs.behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         kl = log_mu_ratio.exp() - 1 - log_mu_ratio  # k3 of KL(mu || pi) on tokens from mu
         age = plan.learner_version - inputs.versions
-        current = age == 0
         sums = {
             "loss": loss.detach(),
             "tokens": _count(inputs.behaviour),
@@ -165,8 +165,10 @@ def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str,
             "sum/truncated_share": truncated.sum(),
             "sum/entropy": inputs.entropy.sum(),
             "sum/kl_behaviour": kl.sum(),
-            "gap/current": (log_mu_ratio.abs() * current).sum(),
-            "current_tokens": current.sum(),
+            "gap/logprob_gap": (log_mu_ratio.abs() * inputs.fresh).sum(),
+            "tokens_logprob_gap": inputs.fresh.sum(),
+            "gap/logprob_gap_stale": (log_mu_ratio.abs() * ~inputs.fresh).sum(),
+            "tokens_logprob_gap_stale": (~inputs.fresh).sum(),
         }
         # A fixed set of ages, so that all ranks reduce the same keys.
         for a in range(plan.learner_version - plan.oldest_version + 1):

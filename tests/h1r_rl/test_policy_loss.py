@@ -40,6 +40,7 @@ def make_inputs(lengths=LENGTHS, seed=0):
         versions=torch.tensor(rng.integers(2, 5, n), dtype=torch.int32),
         positive=torch.tensor(np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)),
         entropy=tensor(rng.exponential(1, n)),
+        fresh=torch.tensor(rng.random(n) < 0.5),
     )
 
 
@@ -180,7 +181,9 @@ def test_metrics_mean_what_their_names_say():
     delta = (inputs.logprobs.detach() - inputs.behaviour).numpy()
     ages = 4 - inputs.versions.numpy()
     k3 = np.exp(delta) - 1 - delta
-    assert metrics["logprob_gap"] == pytest.approx(np.abs(delta[ages == 0]).mean())
+    fresh = inputs.fresh.numpy()
+    assert metrics["logprob_gap"] == pytest.approx(np.abs(delta[fresh]).mean())
+    assert metrics["logprob_gap_stale"] == pytest.approx(np.abs(delta[~fresh]).mean())
     assert metrics["kl_behaviour"] == pytest.approx(k3.mean())
     assert metrics["kl_behaviour_age_2"] == pytest.approx(k3[ages == 2].mean())
     assert metrics["entropy"] == pytest.approx(inputs.entropy.mean().item())

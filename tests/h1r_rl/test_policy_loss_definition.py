@@ -49,6 +49,7 @@ def inputs(seed=0, recompute=False) -> LossInputs:
         versions=torch.tensor([1, 2] * 4 + [2], dtype=torch.int32),
         positive=document == 0,
         entropy=draw().abs(),
+        fresh=document == 1,
     )
 
 

@@ -135,7 +135,7 @@ def reference_steps(model_folder: Path, batches, *, sft: bool):
         if sft:
             loss, _ = sft_loss(policy(*batch_tensors(batch, "cpu"))[0], plan.num_target_tokens)
         else:
-            inputs = _loss_inputs(policy, batch, ALGORITHM, None, "cpu")
+            inputs = _loss_inputs(policy, batch, ALGORITHM, None, "cpu", 0)
             loss, _ = policy_loss(inputs, ALGORITHM, plan, max_response_tokens=32)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)))

@@ -1,0 +1,104 @@
+"""Every alarm goes off on its fault, stays silent on a healthy run, and names its page."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig, TripwiresConfig
+from h1r_rl.errors import RunFailed
+from h1r_rl.grpo.tripwires import ALARMS, GAP_FLOOR, Tripwires, gap_bounds
+
+PAGES = Path(__file__).parents[2] / "docs" / "tripwires"
+HEALTHY = {
+    "learner/entropy": 0.8,
+    "learner/grad_norm": 0.4,
+    "reward/zero_signal_groups": 0.3,
+    "rollout/truncated": 0.05,
+}
+
+
+def rollout(**settings) -> RolloutConfig:
+    return RolloutConfig(max_response_tokens=8, max_model_len=16, **settings)
+
+
+def tripwires(**settings) -> Tripwires:
+    grpo = GRPOConfig(steps=1, **settings)
+    return Tripwires(grpo, rollout(dtype="float32"), LearnerConfig())
+
+
+def after(wires: Tripwires, steps: int = 30, **changes: float) -> dict[str, float]:
+    logged = {}
+    for step in range(steps):
+        logged = wires.after_step(step, HEALTHY | {k.replace("__", "/"): v
+                                                   for k, v in changes.items()})  # fmt: skip
+    return logged
+
+
+def test_a_healthy_run_rings_nothing(caplog):
+    wires = tripwires()
+    for step in range(40):
+        wires.before_update(step, {"logprob_gap": 3e-6, "logprob_gap_stale": 0.02})
+    assert after(wires) == {f"tripwire/{name}": 0.0 for name in ALARMS}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("alarm", "fault"),
+    [
+        ("entropy", {"learner__entropy": 0.01}),
+        ("entropy", {"learner__entropy": 4.0}),
+        ("entropy", {"learner__entropy": math.nan}),
+        ("zero_signal", {"reward__zero_signal_groups": 0.95}),
+        ("truncation", {"rollout__truncated": 0.5}),
+        ("grad_norm", {"learner__grad_norm": 9.0}),
+    ],
+)
+def test_each_alarm_rings_once_and_falls_silent_again(alarm, fault, caplog):
+    wires = tripwires()
+    after(wires)
+    logged = after(wires, 6 if alarm != "grad_norm" else 1, **fault)
+    assert logged[f"tripwire/{alarm}"] == 1.0 and sum(logged.values()) == 1.0
+    assert len(caplog.records) == 1
+    assert f"docs/tripwires/{alarm}.md" in caplog.text
+    if not math.isnan(sum(fault.values())):
+        assert after(wires)[f"tripwire/{alarm}"] == 0.0
+
+
+def test_a_growing_gap_warns_and_then_stops(caplog):
+    wires = tripwires()
+    warn, stop = gap_bounds(GRPOConfig(steps=1), rollout(dtype="float32"), LearnerConfig())
+    wires.before_update(0, {"logprob_gap": 0.5 * (warn + stop)})
+    assert "docs/tripwires/logprob_gap.md" in caplog.text
+    assert wires.after_step(0, HEALTHY)["tripwire/logprob_gap"] == 1.0
+    for gap in (1.01 * stop, math.nan, math.inf):
+        with pytest.raises(RunFailed, match="step 3: engine and learner disagree.*selftest"):
+            wires.before_update(3, {"logprob_gap": gap})
+    with pytest.raises(RunFailed, match="earlier weights"):
+        wires.before_update(3, {"logprob_gap_stale": 0.6})
+    wires.before_update(4, {})  # a step without a token to compare
+
+
+def test_bounds_follow_the_dtypes_and_the_settings_win():
+    config = GRPOConfig(steps=1)
+    fine = gap_bounds(config, rollout(dtype="float32"), LearnerConfig())
+    coarse = gap_bounds(config, rollout(dtype="bfloat16"), LearnerConfig())
+    assert coarse > fine
+    autocast = LearnerConfig(autocast="bfloat16")
+    assert gap_bounds(config, rollout(dtype="float32"), autocast) == coarse
+    own = GRPOConfig(steps=1, logprob_gap_warn=0.1, logprob_gap_stop=0.2)
+    assert gap_bounds(own, rollout(), LearnerConfig()) == (0.1, 0.2)
+    only_stop = GRPOConfig(steps=1, logprob_gap_stop=1e-9)
+    assert gap_bounds(only_stop, rollout(), LearnerConfig()) == (1e-9, 1e-9)
+    assert all(0 < floor < 0.1 for floor in GAP_FLOOR.values())
+
+
+def test_settings_reach_the_alarms():
+    wires = tripwires(tripwires=TripwiresConfig(truncation_share=0.01, window=1))
+    assert after(wires, 1)["tripwire/truncation"] == 1.0
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_every_alarm_has_a_page_that_says_what_to_do(alarm):
+    page = (PAGES / f"{alarm}.md").read_text()
+    assert "## What it means" in page and "## What to change" in page
