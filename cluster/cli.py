@@ -56,12 +56,14 @@ def evaluate(run_file: RunFile, overrides: Overrides = None, resume: Resume = Fa
 
 @app.command()
 def check(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Validate a run without starting anything: keys, files, columns, arithmetic, sampling."""
-    from cluster.check_data import check_files
+    """Validate a run without starting anything: keys, files, rows, arithmetic, sampling."""
+    from cluster.check_data import check_files, check_rows
     from h1r_rl.config.load import load_run
 
     config = load_run(run_file, overrides or ())
     check_files(config)
+    for line in check_rows(config):
+        typer.echo(line)
     typer.echo(f"{run_file}: no mistake found")
 
 

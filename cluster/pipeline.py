@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster.check_data import check_files
 from cluster.launch import ray_cluster, resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
+from cluster.splits import SPLITS, check_splits
 from h1r_rl.config.schema import RunConfig
+from h1r_rl.errors import UserError
 from h1r_rl.evaluation.report import (
     closing_table,
     markdown_table,
@@ -23,8 +26,6 @@ from h1r_rl.evaluation.report import (
     write_result,
 )
 
-SPLITS = ("sft", "rl", "evaluation")
-
 
 def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     """Run the stages that `only` selects (None: all); see `plan_stages`."""
@@ -32,12 +33,14 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
 
     started = time.monotonic()
     config = _with_absolute_paths(config)
+    check_files(config)
     folder = RunFolder.claim(config, resume=resume)
-    tracker = None
+    tracker, mistaken = None, False
     status: Any = "FAILED"
     progress = Progress(config, folder)
     try:
-        with progress, timed(folder, "start", started):
+        config = _prepare(config, folder)
+        with progress, timed(folder, "start"):
             tracker = Tracker.start(
                 config.tracking, run_name=config.name, folder=folder.path, stage="run"
             )
@@ -47,7 +50,6 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
             address = cluster.__enter__()
         try:
             with progress:
-                config = _prepare(config, folder)
                 for stage in plan_stages(config, folder, only):
                     progress.begin(stage)
                     with timed(folder, stage):
@@ -60,9 +62,14 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except UserError:
+        mistaken = True
+        raise
     finally:
         if tracker is not None:
             tracker.end(status)
+        if mistaken:
+            folder.forget_if_new()
         folder.release()
 
 
@@ -90,14 +97,13 @@ def plan_stages(config: RunConfig, folder: RunFolder, only: str | None) -> list[
 class timed:  # noqa: N801 - reads as a statement
     """Adds the wall time of a block to the run's minutes, whatever way it ends."""
 
-    def __init__(self, folder: RunFolder, stage: str, started: float | None = None) -> None:
-        self._folder, self._stage, self._started = folder, stage, started
+    def __init__(self, folder: RunFolder, stage: str) -> None:
+        self._folder, self._stage, self._started = folder, stage, 0.0
 
     def __enter__(self) -> None:
-        self._started = self._started or time.monotonic()
+        self._started = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        assert self._started is not None
         minutes = self._folder.state().get("minutes", {})
         spent = minutes.get(self._stage, 0.0) + (time.monotonic() - self._started) / 60
         self._folder.update_state(minutes=minutes | {self._stage: spent})
@@ -106,7 +112,6 @@ class timed:  # noqa: N801 - reads as a statement
 def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
     """Generated data and the tiny model, where the run asks for them; splits checked."""
     from h1r_rl.data.generate import generate_into
-    from h1r_rl.data.sources import check_disjoint, load_problems
     from h1r_rl.hybrid.tiny import build_tiny_model
 
     with timed(folder, "prepare"):
@@ -117,19 +122,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
         if config.model.tiny is not None and not folder.base_model.exists():
             build_tiny_model(config.model.tiny, folder.base_model, seed=config.seed)
         if "checked" not in folder.state():
-            splits = [s for s in SPLITS if getattr(config.data, s)]
-            check_disjoint(
-                [
-                    load_problems(
-                        getattr(config.data, split),
-                        config.data,
-                        split=split,
-                        cache=folder.data / "cache",
-                        need_response=split == "sft",
-                    )
-                    for split in splits
-                ]
-            )
+            check_splits(config, folder.data)
             folder.update_state(checked=True)
     return config
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from h1r_rl.errors import ConfigError
 class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._fresh = False
         self._lock: Any = None
 
     @classmethod
@@ -38,6 +40,14 @@ class RunFolder:
                 raise ConfigError(
                     f"{folder.path} was made with other settings (see {known}); remove it or "
                     "choose another name="
+                )
+        else:
+            folder._fresh = True
+            foreign = [f.name for f in folder.path.glob("*")] if folder.path.exists() else []
+            if foreign:
+                raise ConfigError(
+                    f"expected a new or empty run folder, but {folder.path} holds "
+                    f"{', '.join(sorted(foreign)[:3])} and no run; choose another name="
                 )
         folder.path.mkdir(parents=True, exist_ok=True)
         folder._take_lock()
@@ -87,6 +97,11 @@ class RunFolder:
 
     def update_state(self, **changes: Any) -> None:
         write_json(self.path / "state.json", self.state() | changes)
+
+    def forget_if_new(self) -> None:
+        """A run that a mistake ended before its first stage leaves the name to a mended one."""
+        if self._fresh and not self.state().get("done"):
+            shutil.rmtree(self.path)
 
     def release(self) -> None:
         if self._lock is not None:

@@ -15,31 +15,17 @@ from typing import Any
 from cluster.grpo_loop import GRPORun, train_grpo
 from cluster.measure import measure, refuse_too_long, write_outcomes
 from cluster.run_folder import RunFolder, write_json
+from cluster.splits import load_split
 from cluster.weight_sync import WeightSync
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.chat import load_tokenizer, make_prompt
 from h1r_rl.data.prompt_stream import PromptStream
 from h1r_rl.data.sft_stream import SFTStream
-from h1r_rl.data.sources import Problems, load_problems
 from h1r_rl.evaluation.report import plot_grpo, read_metrics
 from h1r_rl.grpo.build_batch import plan_sft_batch
 from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.records import Group, Prompt, Sample, Verdict
 from h1r_rl.tracking import Tracker
-
-
-def load_split(config: RunConfig, folder: RunFolder, split: str) -> Problems:
-    """One split, ground truths checked by the verifiers that will judge with them."""
-    from rewards.ground_truth import check_ground_truths
-
-    return load_problems(
-        getattr(config.data, split),
-        config.data,
-        split=split,
-        cache=folder.data / "cache",
-        need_response=split == "sft",
-        check_ground_truths=None if split == "sft" else check_ground_truths,
-    )
 
 
 async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | None) -> None:
@@ -51,7 +37,7 @@ async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | Non
     sft = config.sft
     assert sft is not None
     source = base_folder(config, folder)
-    problems = load_split(config, folder, "sft")
+    problems = load_split(config, folder.data, "sft")
     stream = SFTStream(
         problems.rows,
         load_tokenizer(source, trust_remote_code=config.model.trust_remote_code),
@@ -105,7 +91,7 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
     grpo = config.grpo
     assert grpo is not None
     source = folder.sft_model if config.sft else base_folder(config, folder)
-    problems = load_split(config, folder, "rl")
+    problems = load_split(config, folder.data, "rl")
     prompts = PromptStream(
         problems.rows,
         load_tokenizer(source, trust_remote_code=config.model.trust_remote_code),
@@ -162,7 +148,7 @@ async def run_evaluation(
 
     source = {"base": base_folder(config, folder), "sft": folder.sft_model, "grpo": folder.model}
     settings = config.evaluation.settings[:1] if name == "base" else config.evaluation.settings
-    problems = load_split(config, folder, "evaluation").rows[: config.evaluation.limit]
+    problems = load_split(config, folder.data, "evaluation").rows[: config.evaluation.limit]
     tokenizer = load_tokenizer(source[name], trust_remote_code=config.model.trust_remote_code)
     prompts = [
         make_prompt(tokenizer, problem, system_prompt=config.model.system_prompt)

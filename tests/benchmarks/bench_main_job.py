@@ -1,0 +1,135 @@
+"""What GRPO adds on the main job: three seeds, two controls, and where a step's time goes.
+
+    python tests/benchmarks/bench_main_job.py [--seeds 0 1 2] [--folder runs/proof]
+
+Runs that have finished in the folder are not repeated. Intervals are 95%, paired by problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from results_file import metric, write_results
+
+from h1r_rl.evaluation.metrics import paired_difference
+from h1r_rl.evaluation.report import read_metrics
+
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
+H1R = Path(sys.executable).with_name("h1r")
+FORMAT_CONTROL = ("data.generate.unformatted_fraction=0.25", "grpo.steps=12")
+WARM_UP_STEPS = 3
+
+
+def run(folder: Path, name: str, *overrides: str) -> Path:
+    """One whole run of the demo's recipe."""
+    store = f"tracking.uri=sqlite:///{folder.resolve()}/mlflow.db"
+    command = [H1R, "run", RUN, f"name={name}", f"output={folder.resolve()}", store, *overrides]
+    subprocess.run([*command, "--resume"], check=True)
+    return folder / name
+
+
+def outcomes(run_folder: Path, model: str, setting: str, field: str = "correct") -> np.ndarray:
+    """[problems, samples] of one evaluation, in the order of the problems."""
+    table = pq.read_table(run_folder / "evaluation" / f"{model}.parquet")
+    chosen = table.filter(pc.field("setting") == setting)
+    samples = len(set(chosen["sample"].to_pylist()))
+    return chosen[field].to_numpy().reshape(-1, samples)
+
+
+def gain(
+    before: tuple[Path, str], after: tuple[Path, str], setting: str, field: str = "correct"
+) -> tuple[float, float, float]:
+    """(points, low, high)."""
+    difference = paired_difference(
+        outcomes(*before, setting, field), outcomes(*after, setting, field)
+    )
+    return tuple(100 * x for x in difference)
+
+
+def interval(points: tuple[float, float, float]) -> str:
+    return f"[{points[1]:+.1f}, {points[2]:+.1f}]"
+
+
+def seed_rows(folder: Path, seed: int) -> list[dict]:
+    rows = []
+    for setting, name in (("t0.6", "t06"), ("greedy", "greedy")):
+        points = gain((folder, "sft"), (folder, "grpo"), setting)
+        rows.append(metric(f"gain_{name}_seed{seed}", points[0], "points", ">= 40",
+                           points[0] >= 40 and points[1] > 0, interval(points)))  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())["evaluation"]
+    change = 100 * (result["grpo"]["pass@8"] - result["sft"]["pass@8"])
+    note = f"{100 * result['sft']['pass@8']:.1f} to {100 * result['grpo']['pass@8']:.1f}"
+    rows.append(
+        metric(f"passk_change_seed{seed}", change, "points", ">= -3", change >= -3, note)
+    )
+    return rows
+
+
+def control_rows(shuffled: Path, formatted: Path, seed0: Path) -> list[dict]:
+    points = gain((seed0, "sft"), (shuffled, "grpo"), "t0.6")
+    covers = points[1] <= 0 <= points[2]
+    rows = [metric("control_shuffled_t06", points[0], "points", "interval covers 0", covers,
+                   interval(points))]  # fmt: skip
+    points = gain((formatted, "sft"), (formatted, "grpo"), "t0.6")
+    form = [100 * outcomes(formatted, m, "t0.6", "formatted").mean() for m in ("sft", "grpo")]
+    note = f"{interval(points)}; format {form[0]:.1f}% to {form[1]:.1f}%"
+    rows.append(
+        metric("control_format_t06", points[0], "points", "interval covers 0 or lies below",
+               points[1] <= 0 and form[1] > form[0], note)
+    )  # fmt: skip
+    return rows
+
+
+def phase_rows(folder: Path) -> list[dict]:
+    """Seconds a step by phase. Generation goes on beside learning: what counts here is the time
+    that the step loop waited for it."""
+    steps = [r for r in read_metrics(folder / "metrics.jsonl") if r["stage"] == "grpo"]
+    steps = steps[WARM_UP_STEPS:]
+    mean = {
+        name: float(np.mean([sum(r.get(key, 0.0) for key in keys) for r in steps]))
+        for name, keys in {
+            "grpo_step_s": ("time/step_s",),
+            "generation_s": ("time/wait_s",),
+            "learning_s": ("learner/forward_backward_s", "learner/optimizer_step_s"),
+            "sync_s": ("weights/sync_s",),
+        }.items()
+    }
+    notes = {
+        "grpo_step_s": f"mean of {len(steps)} steps",
+        "generation_s": "the step loop's wait for groups",
+        "learning_s": "forward, backward and optimizer",
+        "sync_s": "beside the next step's generation, not in its way",
+    }
+    rows = [metric(name, value, "s", "reported", None, notes[name]) for name, value in mean.items()]
+    share = 1 - (mean["generation_s"] + mean["learning_s"]) / mean["grpo_step_s"]
+    return [*rows, metric("other_share", share, "share", "<= 0.15", share <= 0.15, "")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    seeds = {seed: run(folder, f"seed{seed}", f"seed={seed}") for seed in arguments.seeds}
+    first = seeds[arguments.seeds[0]]
+    model = f"model.path={(first / 'sft-model').resolve()}"
+    shuffled = run(folder, "shuffled", f"seed={arguments.seeds[0]}", "sft=null", "model.tiny=null",
+                   model, "reward.control=shuffled")  # fmt: skip
+    formatted = run(folder, "format", "reward.control=format_only", *FORMAT_CONTROL)
+    rows = phase_rows(first)
+    for seed, run_folder in seeds.items():
+        rows += seed_rows(run_folder, seed)
+    write_results("main_job", rows + control_rows(shuffled, formatted, first))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Each mistake: one short error, exit code 2, nothing started and nothing overwritten."""
+
+import json
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster import cli
+
+RUN = Path(__file__).parents[2] / "cluster" / "runs" / "tiny-cpu.yaml"
+ROWS = [
+    {
+        "prompt_id": f"p{i}",
+        "messages": [{"role": "user", "content": f"{i}+1"}],
+        "verifier": "math",
+        "ground_truth": str(i + 1),
+        "response": f"<think>{i + 1}</think>\\boxed{{{i + 1}}}",
+    }
+    for i in range(40)
+]
+
+
+@pytest.fixture
+def h1r(tmp_path, monkeypatch, capsys):
+    """(exit code, standard error, standard output) of `h1r COMMAND tiny-cpu.yaml …`."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(command: str, *overrides: str) -> tuple[int, str, str]:
+        where = (f"output={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+        monkeypatch.setattr(sys, "argv", ["h1r", command, str(RUN), *where, *overrides])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.err, captured.out
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def files(folder: Path, **changes) -> list[str]:
+    """Overrides that name own data files; `changes` replaces a split's rows."""
+    overrides = ["data.generate=null"]
+    for index, split in enumerate(("sft", "rl", "evaluation")):
+        rows = changes.get(split, [r for i, r in enumerate(ROWS) if i % 3 == index])
+        file = folder / f"{split}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, schema=changes.get("schema")), file)
+        overrides.append(f"data.{split}=[{file}]")
+    return overrides
+
+
+def without(column: str) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != column} for row in ROWS[:5]]
+
+
+MISTAKES = {
+    "misspelt key": (["grpo.step=3"], "did you mean 'steps'"),
+    "misspelt section": (["lerner.ranks=2"], "did you mean 'learner'"),
+    "group of one": (["grpo.samples_per_prompt=1"], "greater than or equal to 2"),
+    "top-p": (["rollout.top_p=0.9"], "ratio undefined"),
+    "beyond the context": (["rollout.max_model_len=4096"], "max_position"),
+    "trace beyond the context": (["sft.max_length=4096"], "sft.max_length"),
+    "no room for a prompt": (["rollout.max_response_tokens=112"], "no room"),
+    "two models": (["model.path=x"], "exactly one of"),
+    "heads that do not divide": (["rollout.tensor_parallel=3"], "sizes that work"),
+    "more ranks than samples": (["learner.ranks=1000"], "learner.ranks"),
+    "missing file": (["data.generate=null", "data.rl=[no.parquet]"], "data."),
+    "override without a value": (["grpo.steps"], "key=value"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("mistake", MISTAKES, ids=str)
+def test_settings(h1r, tmp_path, command, mistake):
+    overrides, word = MISTAKES[mistake]
+    code, error, _ = h1r(command, *overrides)
+    assert code == 2 and word in error, error
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+BAD_DATA = {
+    "missing column": ({"rl": without("ground_truth")}, "column 'ground_truth'"),
+    "empty split": (
+        {"rl": [], "schema": pa.Table.from_pylist(ROWS).schema},
+        "data.rl: expected rows, found none",
+    ),
+    "nothing to verify against": (
+        {"rl": [row | {"ground_truth": "\\frac{1}{"} for row in ROWS[20:30]]},
+        "expected at least one usable row",
+    ),
+    "a question in two splits": ({"rl": ROWS[:9]}, "expected disjoint splits"),
+    "one id twice": ({"rl": [ROWS[1], ROWS[1] | {"messages": ROWS[4]["messages"]}]}, "p1"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("mistake", BAD_DATA, ids=str)
+def test_data(h1r, tmp_path, command, mistake):
+    changes, words = BAD_DATA[mistake]
+    code, error, _ = h1r(command, *files(tmp_path, **changes))
+    assert code == 2 and words in error, error
+    assert error.splitlines()[-1].startswith("error: ")
+    assert not list((tmp_path / "runs").glob("*")), "a mended run may use the name"
+
+
+def test_a_row_without_a_usable_ground_truth_is_left_out_and_counted(h1r, tmp_path):
+    rl = [*ROWS[1::3], ROWS[0] | {"prompt_id": "bad", "ground_truth": "\\frac{1}{"}]
+    rl[-1] = rl[-1] | {"messages": [{"role": "user", "content": "bad"}]}
+    code, error, out = h1r("check", *files(tmp_path, rl=rl))
+    assert code == 0, error
+    assert "data.rl: 13 problems, 1 left out" in out
+
+
+def test_a_tokenizer_without_a_chat_template(h1r, tmp_path, tiny_model_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for command in ("check", "run"):
+        code, error, _ = h1r(command, "model.tiny=null", f"model.path={folder}")
+        assert code == 2 and "chat template" in error
+        assert not (tmp_path / "runs").exists()
+
+
+def test_a_context_smaller_than_what_is_asked(h1r, tiny_model_folder):
+    code, error, _ = h1r(
+        "check", "model.tiny=null", f"model.path={tiny_model_folder}", "rollout.max_model_len=4096"
+    )
+    assert code == 2 and "beyond the model's context of 512 tokens" in error
+
+
+def test_a_port_in_use(h1r, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, error, _ = h1r("run", *files(tmp_path), f"cluster.dashboard_port={port}")
+    assert code == 2 and f"{port} is in use" in error
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_folder_with_something_else_in_it(h1r, tmp_path):
+    folder = tmp_path / "runs" / "tiny-cpu"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("mine")
+    code, error, _ = h1r("run")
+    assert code == 2 and "thesis.tex" in error
+    assert [f.name for f in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_run_in_one_folder(h1r, tmp_path):
+    folder = tmp_path / "runs" / "tiny-cpu"
+    folder.mkdir(parents=True)
+    (folder / "resolved.yaml").write_text("name: other\n")
+    for extra in ((), ("--resume",)):
+        code, error, _ = h1r("run", *extra)
+        assert code == 2 and "choose another name=" in error
+    assert (folder / "resolved.yaml").read_text() == "name: other\n"
+    assert [f.name for f in folder.iterdir()] == ["resolved.yaml"]
