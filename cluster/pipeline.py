@@ -49,8 +49,10 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
             cluster = ray_cluster(config.cluster)
             address = cluster.__enter__()
         try:
+            stages = plan_stages(config, folder, only)
+            folder.drop_records(stages)
             with progress:
-                for stage in plan_stages(config, folder, only):
+                for stage in stages:
                     progress.begin(stage)
                     with timed(folder, stage):
                         run_stage(address, stage, folder, tracker.run_id, on_poll=progress.refresh)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from h1r_rl.config.load import build_run, dump_run
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError
+from h1r_rl.evaluation.report import read_metrics
 
 
 class RunFolder:
@@ -83,6 +85,13 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    def drop_records(self, stages: Sequence[str]) -> None:
+        """Forget the metrics of stages that did not finish: they start over."""
+        kept = [record for record in read_metrics(self.metrics) if record["stage"] not in stages]
+        draft = self.metrics.with_suffix(".partial")
+        draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        draft.replace(self.metrics)
 
     def evaluation(self, name: str) -> Path:
         return self.path / "evaluation" / f"{name}.json"

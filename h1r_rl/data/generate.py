@@ -136,8 +136,8 @@ def draw_problems(config: GenerateDataConfig, count: int, *, seed: int) -> list[
 def sft_trace(problem: Problem, config: GenerateDataConfig, style: random.Random) -> str:
     """A correct trace: worked step by step, or guessed at once, with or without a think block.
 
-    The guess is its own thought, `<think>2</think>\\boxed{2}`, so that the block's form says nothing
-    of the manner and a reward for form alone teaches no arithmetic.
+    The guess is its own thought, `<think>2</think>\\boxed{2}`: the block's form says nothing of the
+    manner, and a reward for form alone teaches no arithmetic.
 
     A worked trace is a running calculation, `7+8=5*3=5-4=1*2=2` for `7+8*3-4*2`: it goes on from
     its last result with the problem's next operator and operand, so what the next token depends on

@@ -120,7 +120,7 @@ def terminal_plot(steps: list[int], values: list[float], title: str) -> str:
     plotext.theme("clear")
     plotext.plot(steps, values)
     plotext.title(title)
-    return plotext.build()
+    return plotext.uncolorize(plotext.build())
 
 
 def _is_setting(entry: dict[str, Any], key: str) -> bool:
