@@ -136,8 +136,9 @@ def draw_problems(config: GenerateDataConfig, count: int, *, seed: int) -> list[
 def sft_trace(problem: Problem, config: GenerateDataConfig, style: random.Random) -> str:
     """A correct trace: worked step by step, or guessed at once, with or without a think block.
 
-    The guess is its own thought, `<think>2</think>\\boxed{2}`: the block's form says nothing of the
-    manner, and a reward for form alone teaches no arithmetic.
+    A guess is a thought too, `<think>=2</think>\\boxed{2}`: the block's form says nothing of the
+    manner, and a reward for form alone teaches no arithmetic. Its first token is always the same:
+    were it the digit, greedy decoding would work things out wherever no single guess is likely.
 
     A worked trace is a running calculation, `7+8=5*3=5-4=1*2=2` for `7+8*3-4*2`: it goes on from
     its last result with the problem's next operator and operand, so what the next token depends on
@@ -148,7 +149,7 @@ def sft_trace(problem: Problem, config: GenerateDataConfig, style: random.Random
     answer = problem.answer(config.modulus)
     boxed = f"\\boxed{{{answer}}}"
     if not worked:
-        return f"<think>{answer}</think>{boxed}" if formatted else boxed
+        return f"<think>={answer}</think>{boxed}" if formatted else boxed
     terms = zip(
         problem.operators, problem.operands[1:], problem.results(config.modulus), strict=True
     )

@@ -69,7 +69,7 @@ PINNED = ["3*4+5*5", "4*4-6*1-4-3", "5-3-2+6"]
 def test_shares_of_traces():
     config = GenerateDataConfig(sft_problems=4000, worked_fraction=0.3, unformatted_fraction=0.2)
     responses = generate_splits(config, seed=0)["sft"]["response"].to_pylist()
-    worked = sum("=" in r for r in responses) / 4000
+    worked = sum(r.count("=") > 1 for r in responses) / 4000
     formatted = sum(r.startswith("<think>") for r in responses) / 4000
     assert worked == pytest.approx(0.3, abs=0.03) and formatted == pytest.approx(0.8, abs=0.03)
 
