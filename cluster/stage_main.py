@@ -42,10 +42,7 @@ async def _run(stage: str, path: Path, parent: str | None) -> None:
     from cluster import stages
     from cluster.run_folder import RunFolder
 
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    _cancel_on_signals()
     config, folder = RunFolder.config_of(path), RunFolder(path)
     kind, _, model = stage.partition("-")
     run = {
@@ -55,10 +52,19 @@ async def _run(stage: str, path: Path, parent: str | None) -> None:
     }[kind]
     # Ray sets it for its jobs; "auto" could find another cluster of this machine.
     ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="warning")
+    _cancel_on_signals()  # again: Ray's own SIGTERM handler kills the process at once
     try:
         await run(config, folder, parent)
     finally:
         ray.shutdown()
+
+
+def _cancel_on_signals() -> None:
+    """A stopped stage closes its services and its MLflow run in order."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def _root(error: BaseException) -> BaseException:

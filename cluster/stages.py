@@ -27,6 +27,8 @@ from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.records import Group, Prompt, Sample, Verdict
 from h1r_rl.tracking import Tracker
 
+LOGGED_MODEL_BYTES = 64 * 2**20
+
 
 async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | None) -> None:
     """Supervised fine-tuning from the base model to `sft-model`."""
@@ -137,7 +139,7 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
         records = [r for r in read_metrics(folder.metrics) if r["stage"] == "grpo"]
         plot_grpo(records, folder.path / "grpo.png")
         tracker.log_artifact(folder.path / "grpo.png")
-        tracker.set_tag("model", str(folder.model.resolve()))
+        log_model(tracker, folder.model)
 
 
 async def run_evaluation(
@@ -228,6 +230,14 @@ async def tracked(
         tracker.end("FAILED")
         raise
     tracker.end("FINISHED")
+
+
+def log_model(tracker: Tracker, folder: Path) -> None:
+    """The final model: by its place always, its files too where they are small."""
+    tracker.set_tag("model", str(folder.resolve()))
+    if sum(f.stat().st_size for f in folder.iterdir()) <= LOGGED_MODEL_BYTES:
+        for file in sorted(folder.iterdir()):
+            tracker.log_artifact(file, under="model")
 
 
 def _as_group(prompt: Prompt, completion: Any, position: int, ref: Any) -> Group:

@@ -89,8 +89,8 @@ class Tracker:
         columns = {key: [row.get(key) for row in rows] for key in keys}
         self._queue.put(lambda: self._client.log_table(self.run_id, columns, f"{name}.json"))
 
-    def log_artifact(self, path: Path) -> None:
-        self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path)))
+    def log_artifact(self, path: Path, *, under: str | None = None) -> None:
+        self._queue.put(lambda: self._client.log_artifact(self.run_id, str(path), under))
 
     def set_tag(self, name: str, value: str) -> None:
         self._queue.put(lambda: self._client.set_tag(self.run_id, name, value))
