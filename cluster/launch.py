@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,22 @@ STOP_DEADLINE_S = 60.0
 SUBMIT_DEADLINE_S = 120.0
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where to submit jobs; `gcs_address` of an embedded Ray, which its jobs must be told.
+
+    Ray tells a job "auto" instead, which on a machine with several clusters is any of them.
+    """
+
+    jobs_address: str
+    gcs_address: str | None = None
+
+
 @contextmanager
-def ray_cluster(config: ClusterConfig) -> Iterator[str]:
-    """The Jobs address of the run's cluster, an embedded one where the address is `local`."""
+def ray_cluster(config: ClusterConfig) -> Iterator[Cluster]:
+    """The run's cluster, an embedded one where the address is `local`."""
     if config.address != "local":
-        yield config.address
+        yield Cluster(config.address)
         return
     import ray
 
@@ -45,13 +57,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[str]:
         logging_level="warning",
     )
     try:
-        yield f"http://{context.dashboard_url}"
+        yield Cluster(f"http://{context.dashboard_url}", context.address_info["gcs_address"])
     finally:
         ray.shutdown()
 
 
 def run_stage(
-    address: str,
+    cluster: Cluster,
     stage: str,
     folder: RunFolder,
     parent_run_id: str | None,
@@ -62,17 +74,18 @@ def run_stage(
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
+        client = JobSubmissionClient(cluster.jobs_address)
     except Exception as error:
         raise ConfigError(
-            f"cluster.address: expected a Ray Jobs endpoint, found {address} ({error}); start the "
-            "cluster, or use address: local"
+            f"cluster.address: expected a Ray Jobs endpoint, found {cluster.jobs_address} "
+            f"({error}); start the cluster, or use address: local"
         ) from error
     (folder.path / "error.json").unlink(missing_ok=True)
     path = str(folder.path.resolve())
-    python = sys.executable if address.startswith("http://127.") else "python"
-    command = [python, "-m", "cluster.stage_main", stage, path, *filter(None, [parent_run_id])]
-    job = _submit(client, shlex.join(command))
+    where = ["env", f"RAY_ADDRESS={cluster.gcs_address}"] if cluster.gcs_address else []
+    python = sys.executable if cluster.gcs_address else "python"
+    words = [stage, path, *filter(None, [parent_run_id])]
+    job = _submit(client, shlex.join([*where, python, "-m", "cluster.stage_main", *words]))
     try:
         while not (status := client.get_job_status(job)).is_terminal():
             on_poll()

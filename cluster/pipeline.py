@@ -46,8 +46,8 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
             )
             tracker.log_params(config.model_dump(mode="json"))
             tracker.log_artifact(folder.path / "resolved.yaml")
-            cluster = ray_cluster(config.cluster)
-            address = cluster.__enter__()
+            embedded = ray_cluster(config.cluster)
+            cluster = embedded.__enter__()
         try:
             stages = plan_stages(config, folder, only)
             folder.drop_records(stages)
@@ -55,10 +55,10 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
                 for stage in stages:
                     progress.begin(stage)
                     with timed(folder, stage):
-                        run_stage(address, stage, folder, tracker.run_id, on_poll=progress.refresh)
+                        run_stage(cluster, stage, folder, tracker.run_id, on_poll=progress.refresh)
                     folder.update_state(done=[*folder.state().get("done", []), stage])
         finally:
-            cluster.__exit__(None, None, None)
+            embedded.__exit__(None, None, None)
         _close(config, folder, tracker, started)
         status = "FINISHED"
     except KeyboardInterrupt:

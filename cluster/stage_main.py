@@ -50,7 +50,7 @@ async def _run(stage: str, path: Path, parent: str | None) -> None:
         "grpo": stages.run_grpo,
         "evaluate": partial(stages.run_evaluation, name=model),
     }[kind]
-    # Ray sets it for its jobs; "auto" could find another cluster of this machine.
+    # The launcher names an embedded cluster; else Ray says "auto": a node belongs to one cluster.
     ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="warning")
     _cancel_on_signals()  # again: Ray's own SIGTERM handler kills the process at once
     try:

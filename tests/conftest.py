@@ -18,7 +18,7 @@ from h1r_rl.config.schema import RolloutConfig, TinyModelConfig, WeightsConfig  
 def ray_cluster() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
