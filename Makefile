@@ -3,7 +3,7 @@ PLATFORM ?= cpu
 RUN ?= cluster/runs/tiny-cpu.yaml
 BIN := .venv/bin
 
-.PHONY: setup demo test ci slow lint ui
+.PHONY: setup demo test ci slow proof lint ui
 setup:
 	@bash requirements/install.sh $(PLATFORM)
 
@@ -18,11 +18,16 @@ lint: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-ci: lint test
-
-# Whole runs and interrupts on real parts, ten minutes and more.
-slow: setup
+# Whole runs, failures and interrupts on real parts; takes the demo's models.
+slow: demo
 	$(BIN)/python -m pytest -m "slow and not gpu and not proof"
+
+ci: lint test demo slow
+
+# Long evidence, by hand: three seeds and the controls (most of an hour), then README's tables.
+proof: setup
+	$(BIN)/python tests/benchmarks/bench_main_job.py
+	$(BIN)/python tests/benchmarks/update_readme.py runs/tiny-cpu
 
 ui: setup
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db

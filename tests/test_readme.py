@@ -55,3 +55,14 @@ def test_every_preset_is_named():
 
     for name in PRESETS:
         assert f"`{name}`" in README
+
+
+def test_its_tables_are_those_of_the_committed_results():
+    import importlib.util
+
+    file = ROOT / "tests" / "benchmarks" / "update_readme.py"
+    spec = importlib.util.spec_from_file_location("update_readme", file)
+    assert spec is not None and spec.loader is not None
+    update_readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update_readme)
+    assert update_readme.updated(README) == README, "run tests/benchmarks/update_readme.py"
