@@ -15,7 +15,7 @@ from h1r_rl.errors import ConfigError, DataError
 def check_files(config: RunConfig) -> None:
     """Columns of every data file, and a chat template beside a real model's tokenizer."""
     data = config.data
-    for split in ("sft", "rl", "evaluation"):
+    for split in ("sft", "rl", "evaluation", "evaluation_code"):
         last = data.response_column if split == "sft" else data.ground_truth_column
         for path in getattr(data, split):
             found = _columns(path)

@@ -209,6 +209,11 @@ async def _step_metrics(run: GRPORun, groups: list[Group], version: int) -> dict
         if len(scores):
             spread = np.mean([np.nanstd(group.scores()) for group, _ in finished])
             metrics |= {"reward/mean": float(scores.mean()), "reward/spread": float(spread)}
+        for verifier in sorted({group.prompt.verifier for group, _ in finished}):
+            judged = [g.scores() for g, _ in finished if g.prompt.verifier == verifier]
+            known = [score for scores in judged for score in scores if not np.isnan(score)]
+            if known:
+                metrics[f"reward/source/{verifier}"] = float(np.mean(known))
         for part in sorted({name for s in samples for name in s.verdict.parts}):
             values = [s.verdict.parts[part] for s in samples if part in s.verdict.parts]
             metrics[f"reward/{part}"] = float(np.mean(values))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.check_data import check_files
+from cluster.code_share import notes_of, without_refused_code
 from cluster.launch import ray_cluster, resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
@@ -117,6 +118,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
     from h1r_rl.hybrid.tiny import build_tiny_model
 
     with timed(folder, "prepare"):
+        config = without_refused_code(config, folder)
         config = config.model_copy(
             update={"data": generate_into(config.data, folder.data, seed=config.seed)}
         )
@@ -135,15 +137,25 @@ def _close(config: RunConfig, folder: RunFolder, tracker: Any, started: float) -
 
     from rich.console import Console
 
-    evaluation = {
-        name: stage_entry(json.loads(folder.evaluation(name).read_text()))
-        for name in ("base", "sft", "grpo")
-        if folder.evaluation(name).exists()
-    }
+    evaluation, evaluation_code = (
+        {
+            name: stage_entry(json.loads(folder.evaluation(name, split).read_text()))
+            for name in ("base", "sft", "grpo")
+            if folder.evaluation(name, split).exists()
+        }
+        for split in ("evaluation", "evaluation_code")
+    )
     minutes = dict(folder.state().get("minutes", {}))
     other = (time.monotonic() - started) / 60 - sum(minutes.values())
     minutes["other"] = max(other, 0.0)
-    result = write_result(folder.path, evaluation, minutes, folder.model)
+    result = write_result(
+        folder.path,
+        evaluation,
+        minutes,
+        folder.model,
+        evaluation_code=evaluation_code,
+        notes=notes_of(folder),
+    )
     tracker.log_artifact(folder.path / "result.json")
     console = Console()
     curve = [

@@ -93,12 +93,12 @@ class RunFolder:
         draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
         draft.replace(self.metrics)
 
-    def evaluation(self, name: str) -> Path:
-        return self.path / "evaluation" / f"{name}.json"
+    def evaluation(self, name: str, split: str = "evaluation") -> Path:
+        return self.path / split / f"{name}.json"
 
-    def outcomes(self, name: str) -> Path:
+    def outcomes(self, name: str, split: str = "evaluation") -> Path:
         """Every answer of an evaluation, for comparisons problem by problem."""
-        return self.path / "evaluation" / f"{name}.parquet"
+        return self.path / split / f"{name}.parquet"
 
     def state(self) -> dict[str, Any]:
         file = self.path / "state.json"

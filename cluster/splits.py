@@ -10,7 +10,7 @@ from h1r_rl.data.sources import Problems, check_disjoint, load_problems
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("sft", "rl", "evaluation")
+SPLITS = ("sft", "rl", "evaluation", "evaluation_code")
 
 
 def load_split(config: RunConfig, folder: Path, split: str) -> Problems:

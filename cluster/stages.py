@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.grpo_loop import GRPORun, train_grpo
-from cluster.measure import measure, refuse_too_long, write_outcomes
+from cluster.measure import Measurement, measure, refuse_too_long, write_outcomes
 from cluster.run_folder import RunFolder, write_json
 from cluster.splits import load_split
 from cluster.weight_sync import WeightSync
@@ -118,7 +118,12 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
                 trust_remote_code=config.model.trust_remote_code,
             ),
             start_rollouts(config, source, "0"),
-            RewardPool.start(config.reward, config.rollout.max_response_tokens, timeout_s),
+            RewardPool.start(
+                config.reward,
+                config.rollout.max_response_tokens,
+                timeout_s,
+                verifiers=prompts.verifiers,
+            ),
         ) as (learner, rollouts, rewards):
             run = GRPORun(
                 config=config,
@@ -150,28 +155,44 @@ async def run_evaluation(
 
     source = {"base": base_folder(config, folder), "sft": folder.sft_model, "grpo": folder.model}
     settings = config.evaluation.settings[:1] if name == "base" else config.evaluation.settings
-    problems = load_split(config, folder.data, "evaluation").rows[: config.evaluation.limit]
     tokenizer = load_tokenizer(source[name], trust_remote_code=config.model.trust_remote_code)
-    prompts = [
-        make_prompt(tokenizer, problem, system_prompt=config.model.system_prompt)
-        for problem in problems
-    ]
+    held_out = {"evaluation": _held_out(config, folder, "evaluation", tokenizer)}
+    if config.data.evaluation_code:
+        held_out["evaluation_code"] = _held_out(config, folder, "evaluation_code", tokenizer)
     max_tokens = config.evaluation.max_response_tokens or config.rollout.max_response_tokens
-    refuse_too_long(prompts, config.rollout.max_model_len - max_tokens)
+    for prompts in held_out.values():
+        refuse_too_long(prompts, config.rollout.max_model_len - max_tokens)
     reward = config.reward.model_copy(update={"control": "none"})
     async with tracked(config, folder, f"evaluate-{name}", parent_run_id) as tracker:
         async with services(
             start_rollouts(config, source[name], "0"),
-            RewardPool.start(reward, max_tokens, config.cluster.start_timeout_s),
+            RewardPool.start(
+                reward,
+                max_tokens,
+                config.cluster.start_timeout_s,
+                verifiers=frozenset(p.verifier for split in held_out.values() for p in split),
+            ),
         ) as (rollouts, rewards):
-            measured = {}
+            measured: dict[str, dict[str, Measurement]] = {split: {} for split in held_out}
             for setting in settings:
-                result = await measure(setting, prompts, max_tokens, rollouts, rewards)
-                measured[setting.name] = result
-                tracker.log_step(0, {f"{setting.name}/{k}": v for k, v in result.summary().items()})
-                tracker.log_table(f"answers-{setting.name}", result.answers)
-        write_outcomes(measured, folder.outcomes(name))
-        write_json(folder.evaluation(name), {k: v.summary() for k, v in measured.items()})
+                metrics: dict[str, float] = {}
+                for split, prompts in held_out.items():
+                    result = await measure(setting, prompts, max_tokens, rollouts, rewards)
+                    measured[split][setting.name] = result
+                    key = setting.name if split == "evaluation" else f"code/{setting.name}"
+                    metrics |= {f"{key}/{k}": v for k, v in result.summary().items()}
+                    tracker.log_table(f"answers-{key.replace('/', '-')}", result.answers)
+                tracker.log_step(0, metrics)
+        for split, results in measured.items():
+            write_outcomes(results, folder.outcomes(name, split))
+            summaries = {k: v.summary() for k, v in results.items()}
+            write_json(folder.evaluation(name, split), summaries)
+
+
+def _held_out(config: RunConfig, folder: RunFolder, split: str, tokenizer: Any) -> list[Prompt]:
+    problems = load_split(config, folder.data, split).rows[: config.evaluation.limit]
+    system_prompt = config.model.system_prompt
+    return [make_prompt(tokenizer, problem, system_prompt=system_prompt) for problem in problems]
 
 
 def base_folder(config: RunConfig, folder: RunFolder) -> Path:

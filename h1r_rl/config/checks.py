@@ -42,7 +42,12 @@ def _check_model(config: RunConfig) -> None:
 
 def _check_data(config: RunConfig) -> None:
     data = config.data
-    files = {"sft": data.sft, "rl": data.rl, "evaluation": data.evaluation}
+    files = {
+        "sft": data.sft,
+        "rl": data.rl,
+        "evaluation": data.evaluation,
+        "evaluation_code": data.evaluation_code,
+    }
     if data.generate is not None:
         if any(files.values()):
             raise ConfigError("data: expected either 'generate' or files, found both; drop one")
@@ -51,7 +56,7 @@ def _check_data(config: RunConfig) -> None:
         return
     needed = {"sft": config.sft is not None, "rl": config.grpo is not None, "evaluation": True}
     for split, paths in files.items():
-        if needed[split] and not paths:
+        if needed.get(split) and not paths:
             raise ConfigError(f"data.{split}: expected at least one file; name it, or set generate")
         for path in paths:
             if not Path(path).is_file():

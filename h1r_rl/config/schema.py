@@ -108,13 +108,28 @@ class GenerateDataConfig(Section):
         default=0.0,
         description="Share of SFT traces without a think block, for experiments on the format.",
     )
+    code_fraction: Fraction = Field(
+        default=0.0,
+        description="Share of the SFT and RL rows that are one-line programs, judged by running "
+        "them in the sandbox. Left out with a notice where the kernel refuses namespaces.",
+    )
+    code_careful_fraction: Fraction = Field(
+        default=0.35,
+        description="Share of the code traces that count brackets first and are right.",
+    )
+    code_steps: Annotated[int, Field(ge=2)] = Field(
+        default=3, description="Operators of every code problem."
+    )
+    evaluation_code_problems: PositiveInt = Field(
+        default=100, description="Held-out code problems, where code_fraction is not 0."
+    )
 
 
 class DataConfig(Section):
     """Problems: generated here, or the user's own Parquet/JSONL files."""
 
     generate: GenerateDataConfig | None = Field(
-        default=None, description="Generate the tiny task's three splits into the run folder."
+        default=None, description="Generate the tiny task's splits into the run folder."
     )
     sft: tuple[Path, ...] = Field(
         default=(), description="Files with messages + response (SFT traces)."
@@ -124,6 +139,10 @@ class DataConfig(Section):
     )
     evaluation: tuple[Path, ...] = Field(
         default=(), description="Held-out files, same columns as rl."
+    )
+    evaluation_code: tuple[Path, ...] = Field(
+        default=(),
+        description="Held-out code problems, reported apart: `evaluation_code` in result.json.",
     )
     id_column: str = Field(default="prompt_id", description="Column with a unique id per problem.")
     prompt_column: str = Field(
@@ -396,7 +415,11 @@ class RewardConfig(Section):
     """Verifier workers."""
 
     workers: PositiveInt = Field(default=1, description="Ray actors, one killable process each.")
-    num_cpus: NonNegativeFloat = Field(default=1.0, description="Ray CPUs a worker reserves.")
+    num_cpus: NonNegativeFloat = Field(
+        default=0.5,
+        description="Ray CPUs a worker reserves: half of one, as it mostly waits for rollouts; 1 "
+        "where verdicts are the bottleneck (code with many tests).",
+    )
     timeout_s: PositiveFloat = Field(default=5.0, description="Deadline of one verdict.")
     memory_mib: PositiveInt = Field(
         default=1024, description="Address-space limit of a verifier process."

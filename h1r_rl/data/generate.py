@@ -1,5 +1,8 @@
 """The tiny task: expressions such as `7+8*3-4*2`, evaluated left to right modulo m.
 
+With `code_fraction` a share of the SFT and RL rows are the code problems of `generate_code`, and a
+held-out set of them is a split of its own.
+
 Invariant: the files are a pure function of (config, seed), the same on every platform, and no
 expression is in two splits. Step by step the task is easy, at once it is nearly impossible, and the
 traces show both manners: so a model trained on them has something for RL to select.
@@ -19,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from h1r_rl.config.schema import DataConfig, GenerateDataConfig
+from h1r_rl.data.generate_code import code_rows
 from h1r_rl.errors import ConfigError
 
 OPERATORS = "+-*"
@@ -62,14 +66,16 @@ class Problem:
 
 
 def generate_into(data: DataConfig, folder: Path, *, seed: int) -> DataConfig:
-    """Write sft.parquet, rl.parquet and evaluation.parquet; return `data` naming those files.
+    """Write sft.parquet, rl.parquet, evaluation.parquet and, where there are code problems,
+    evaluation_code.parquet; return `data` naming those files.
 
     Files that are there are left: they are the same bytes, or another run's, whose folder this is
     not. Without `data.generate` nothing is written and `data` comes back as it is.
     """
     if data.generate is None:
         return data
-    files = {split: folder / f"{split}.parquet" for split in ("sft", "rl", "evaluation")}
+    splits = ["sft", "rl", "evaluation", *(["evaluation_code"] * bool(data.generate.code_fraction))]
+    files = {split: folder / f"{split}.parquet" for split in splits}
     if not all(file.is_file() for file in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
         for split, table in generate_splits(data.generate, seed=seed).items():
@@ -80,12 +86,18 @@ def generate_into(data: DataConfig, folder: Path, *, seed: int) -> DataConfig:
 
 
 def generate_splits(config: GenerateDataConfig, *, seed: int) -> dict[str, pa.Table]:
-    """The three splits as tables of `SCHEMA`, disjoint by expression."""
+    """The splits as tables of `SCHEMA`, disjoint by expression."""
     sizes = {
         "sft": config.sft_problems,
         "rl": config.rl_problems,
         "evaluation": config.evaluation_problems,
     }
+    code: dict[str, list[dict[str, Any]]] = {}
+    if config.code_fraction:
+        code_sizes = {s: round(config.code_fraction * sizes[s]) for s in ("sft", "rl")}
+        sizes |= {split: sizes[split] - size for split, size in code_sizes.items()}
+        code_sizes["evaluation_code"] = config.evaluation_code_problems
+        code = code_rows(config, code_sizes, seed=seed)
     problems = draw_problems(config, sum(sizes.values()), seed=seed)
     tables: dict[str, pa.Table] = {}
     start = 0
@@ -104,8 +116,8 @@ def generate_splits(config: GenerateDataConfig, *, seed: int) -> dict[str, pa.Ta
             }
             for index, problem in enumerate(chosen)
         ]
-        tables[split] = pa.Table.from_pylist(rows, schema=SCHEMA)
-    return tables
+        tables[split] = pa.Table.from_pylist(rows + code.pop(split, []), schema=SCHEMA)
+    return tables | {s: pa.Table.from_pylist(rows, schema=SCHEMA) for s, rows in code.items()}
 
 
 def draw_problems(config: GenerateDataConfig, count: int, *, seed: int) -> list[Problem]:

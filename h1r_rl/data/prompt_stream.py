@@ -38,6 +38,7 @@ class PromptStream:
                 f"{len(prompts)} (shortest {shortest}); raise rollout.max_model_len or lower "
                 "rollout.max_response_tokens"
             )
+        self.verifiers = frozenset(p.verifier for p in self._prompts)
         self._order = ShuffledRows(len(self._prompts), seed)
 
     def next(self) -> Prompt:

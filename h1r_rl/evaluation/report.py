@@ -2,12 +2,14 @@
 
 `result.json`: {"evaluation": {"base" | "sft" | "grpo": {"greedy" | "t0.6" | "t1": {"pass@1",
 "se", ...}, "pass@8", "mean_length", ...}}, "minutes": {stage: ...}, "model": path}; scores are
-fractions.
+fractions. A run with code problems has "evaluation_code" of the same shape; one that has something
+to say about itself has "notes".
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,18 @@ def stage_entry(settings: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 
 def write_result(
-    folder: Path, evaluation: dict[str, Any], minutes: dict[str, float], model: Path
+    folder: Path,
+    evaluation: dict[str, Any],
+    minutes: dict[str, float],
+    model: Path,
+    *,
+    evaluation_code: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The result, written whole or not at all: other programs wait for this file."""
-    result = {"evaluation": evaluation, "minutes": minutes, "model": str(model)}
+    result: dict[str, Any] = {"evaluation": evaluation, "minutes": minutes, "model": str(model)}
+    result |= {"evaluation_code": evaluation_code} if evaluation_code else {}
+    result |= {"notes": list(notes)} if notes else {}
     draft = folder / "result.json.draft"
     draft.write_text(json.dumps(result, indent=2) + "\n")
     draft.replace(folder / "result.json")
@@ -41,7 +51,8 @@ def closing_table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
     header, *rows = table_rows(result)
-    table = Table(title="held-out accuracy (%, standard error)")
+    notes = "\n".join(result.get("notes", ()))
+    table = Table(title="held-out accuracy (%, standard error)", caption=notes or None)
     for column in header:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in rows:
@@ -52,12 +63,15 @@ def closing_table(result: dict[str, Any]) -> Any:
 def markdown_table(result: dict[str, Any]) -> str:
     header, *rows = table_rows(result)
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([table, *result.get("notes", ())])
 
 
 def table_rows(result: dict[str, Any]) -> list[list[str]]:
-    """Header and one row a stage that was evaluated."""
+    """Header and one row a stage that was evaluated, on code problems in a row of its own."""
     evaluation = {s: result["evaluation"][s] for s in STAGES if s in result["evaluation"]}
+    code = result.get("evaluation_code", {})
+    evaluation |= {f"{stage}, code": code[stage] for stage in STAGES if stage in code}
     settings = list(dict.fromkeys(k for e in evaluation.values() for k in e if _is_setting(e, k)))
     extra = list(dict.fromkeys(k for e in evaluation.values() for k in e if k.startswith("pass@")))
     rows = [["stage", *settings, *extra, "length", "minutes"]]

@@ -54,6 +54,24 @@ def test_tables_agree_with_the_result(result):
     assert "25.0 ± 1.0" in text and "grpo" not in text
 
 
+def test_code_has_rows_of_its_own_and_notes_are_said(result, tmp_path):
+    code = {"sft": stage_entry({"greedy": summary(0.125, 39.0)})}
+    both = write_result(
+        tmp_path,
+        result["evaluation"],
+        result["minutes"],
+        Path("m"),
+        evaluation_code=code,
+        notes=["without walls"],
+    )
+    assert json.loads((tmp_path / "result.json").read_text())["evaluation_code"] == code
+    lines = markdown_table(both).splitlines()
+    assert "| sft, code | 12.5 ± 1.0 |  |  | 39.0 |  |" in lines and lines[-1] == "without walls"
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(closing_table(both))
+    assert "without walls" in console.export_text()
+
+
 def test_metrics_of_a_killed_run_are_read(tmp_path):
     file = tmp_path / "metrics.jsonl"
     assert read_metrics(file) == []
