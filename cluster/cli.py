@@ -25,6 +25,7 @@ RunFile = Annotated[Path, typer.Argument(help="The run's YAML, e.g. cluster/runs
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Overrides, e.g. grpo.steps=3 name=trial.")
 ]
+VERIFY_COLUMNS = "Columns id, prompt, completion, verifier, ground_truth."
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an unfinished run; finished stages are kept.")
 ]
@@ -65,6 +66,25 @@ def check(run_file: RunFile, overrides: Overrides = None) -> None:
     for line in check_rows(config):
         typer.echo(line)
     typer.echo(f"{run_file}: no mistake found")
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(metavar="IN.parquet", help=VERIFY_COLUMNS)],
+    target: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="Where the rows go.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of the reward section, e.g. reward.timeout_s=2."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Reward workers; default: one a core.")
+    ] = None,
+) -> None:
+    """Score the completions of a file: the same rows with score, reason and seconds."""
+    from cluster.verify import verify_file
+    from h1r_rl.config.load import load_reward
+
+    verify_file(source, target, load_reward(overrides or ()), workers)
 
 
 def _execute(run_file: Path, overrides: list[str] | None, resume: bool, only: str | None) -> None:

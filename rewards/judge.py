@@ -14,6 +14,7 @@ never turns a failure of ours into a wrong answer:
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.errors import DataError
@@ -34,6 +35,7 @@ class Judge:
         self._options = config.model_dump_json()
         self._max_response_tokens = max_response_tokens
         self._child = DeadlineWorker(config.memory_mib)
+        self._kills: Counter[str] = Counter()
 
     def verdict(self, prompt: Prompt, completion: Completion) -> Verdict:
         """The verifier's verdict combined with penalties and control."""
@@ -64,6 +66,11 @@ class Judge:
             logger.warning("%s: verifier %s raised %s", prompt.key, prompt.verifier, error)
             return Verdict(None, {}, f"verifier_error:{kind}")
 
+    def take_kills(self) -> dict[str, int]:
+        """Verifier processes lost since the last call, by reason: "deadline", "died"."""
+        kills, self._kills = dict(self._kills), Counter()
+        return kills
+
     def close(self) -> None:
         self._child.close()
 
@@ -79,12 +86,14 @@ class Judge:
                 )
                 return Verdict(**reply)
             except DeadlineExceeded:
+                self._kills["deadline"] += 1
                 return wrong("timeout")
             except FunctionFailed as error:
                 if error.kind == "MemoryError":
                     return wrong("memory")
                 raise
             except ProcessDied as death:
+                self._kills["died"] += 1
                 logger.warning("%s: %s (attempt %d)", prompt.key, death, attempt)
                 texts_doing = death.by_itself and verifier.built_in
         return wrong("crash") if texts_doing else Verdict(None, {}, "worker_lost")

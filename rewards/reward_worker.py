@@ -1,14 +1,16 @@
 """The Ray actor that makes verdicts: a `Judge` and nothing else.
 
-Invariant: one call judges one part of a group and returns all its verdicts; the actor holds no
-state that a replacement would miss.
+Invariant: one call judges a list of completions and yields its verdicts in order, those at hand
+every FLUSH_S, so a slow one holds back no other; the actor holds no state that a replacement would
+miss.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import ray
 
@@ -16,9 +18,27 @@ from h1r_rl.config.schema import RewardConfig
 from h1r_rl.records import Completion, Prompt, Verdict
 from rewards.judge import Judge
 
+FLUSH_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Consecutive verdicts, the seconds of each, and what had to be killed for them, by reason."""
+
+    verdicts: list[Verdict]
+    seconds: list[float]
+    kills: dict[str, int]
+
 
 class RewardWorker:
-    def __init__(self, config: RewardConfig, max_response_tokens: int) -> None:
+    def __init__(
+        self, config: RewardConfig, max_response_tokens: int, verifiers: frozenset[str]
+    ) -> None:
+        """ConfigError where a verifier that will be asked for cannot work on this machine."""
+        if "code" in verifiers:
+            from rewards.code_verifier import ensure_sandbox
+
+            ensure_sandbox(config)
         self._judge = Judge(config, max_response_tokens)
 
     def ready(self) -> int:
@@ -26,15 +46,23 @@ class RewardWorker:
         return os.getpid()
 
     def score(
-        self, prompt: Prompt, completions: Sequence[Completion]
-    ) -> list[tuple[Verdict, float]]:
-        """Verdict and seconds for each completion, in order."""
-        judged = []
-        for completion in completions:
+        self, prompts: Prompt | Sequence[Prompt], completions: Sequence[Completion], skip: int = 0
+    ) -> Iterator[Judged]:
+        """All verdicts but the first `skip`; `prompts` is one for all, or one for each."""
+        verdicts: list[Verdict] = []
+        seconds: list[float] = []
+        flushed = time.monotonic()
+        for index, completion in list(enumerate(completions))[skip:]:
+            prompt = prompts if isinstance(prompts, Prompt) else prompts[index]
             started = time.monotonic()
-            verdict = self._judge.verdict(prompt, completion)
-            judged.append((verdict, time.monotonic() - started))
-        return judged
+            verdicts.append(self._judge.verdict(prompt, completion))
+            ended = time.monotonic()
+            seconds.append(ended - started)
+            if ended - flushed > FLUSH_S:
+                yield Judged(verdicts, seconds, self._judge.take_kills())
+                verdicts, seconds, flushed = [], [], ended
+        if verdicts:
+            yield Judged(verdicts, seconds, self._judge.take_kills())
 
     def close(self) -> None:
         """End the process in order: `atexit` handlers run (the sandbox's), as under no kill."""

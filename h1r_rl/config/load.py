@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from h1r_rl.config.checks import check_run
-from h1r_rl.config.schema import RunConfig
+from h1r_rl.config.schema import RewardConfig, RunConfig
 from h1r_rl.errors import ConfigError
 from h1r_rl.grpo.presets import apply_preset
 
@@ -45,6 +45,22 @@ def build_run(raw: dict[str, Any], *, source: str) -> RunConfig:
         raise ConfigError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
     check_run(config)
     return config
+
+
+def load_reward(overrides: Sequence[str]) -> RewardConfig:
+    """The reward section alone, from defaults and overrides such as `reward.timeout_s=2`."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(raw, override)
+    if set(raw) - {"reward"}:
+        raise ConfigError(
+            f"expected settings of the reward section (reward.timeout_s=2), found '{min(raw)}'"
+        )
+    try:
+        return RewardConfig.model_validate(raw.get("reward", {}))
+    except ValidationError as error:
+        errors = [e | {"loc": ("reward", *e["loc"])} for e in error.errors()]
+        raise ConfigError("; ".join(_explain(e) for e in errors)) from None
 
 
 def dump_run(config: RunConfig) -> str:

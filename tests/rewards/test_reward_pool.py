@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from h1r_rl.config.schema import RewardConfig
-from h1r_rl.errors import RolloutLost, RunFailed
+from h1r_rl.errors import ConfigError, RolloutLost, RunFailed
 from h1r_rl.records import Completion, GroupPart, Prompt, VersionSpan
 from rewards.pool import QUEUE_PER_WORKER, RewardPool
 
@@ -143,10 +143,10 @@ async def test_back_pressure_and_scaling():
         tasks = [asyncio.create_task(pool.score(prompt("1"), p)) for p in parts]
         await until(lambda: pool.stats()["reward/in_flight"] == QUEUE_PER_WORKER)
         assert pool.stats()["reward/queue_depth"] == 5 - QUEUE_PER_WORKER
-        await pool.scale(3)
+        await pool.resize(3)
         await until(lambda: pool.stats()["reward/queue_depth"] == 0)
         assert pool.stats()["reward/workers"] == 3
-        await pool.scale(1)  # those that leave finish what they hold
+        await pool.resize(1)  # those that leave finish what they hold
         verdicts = [v for judged in await asyncio.gather(*tasks) for v in judged]
         assert [v.reason for v in verdicts] == ["timeout"] * 5
         await until(lambda: len(pool._workers) == 1)
@@ -190,3 +190,55 @@ async def test_close_leaves_no_process():
     assert len(family) > 1
     await pool.close()
     await until(lambda: not any(Path(f"/proc/{p}").exists() for p in family))
+
+
+async def test_verdicts_stream_back_and_survive_their_worker():
+    """What a part's first samples got is out while a later one still runs, and is not made again
+    when the worker dies on it."""
+    pool = await start(timeout_s=3.0)
+    try:
+        pid = await pid_of(pool)
+        texts = [r"\boxed{1}", HANG, r"\boxed{2}", HANG]
+        began, came, killed = time.monotonic(), {}, False
+        async for position, verdict, seconds in pool.stream(prompt("1"), part(texts)):
+            came[position] = (verdict.reason, time.monotonic() - began)
+            assert seconds < 20
+            if position == 2 and not killed:
+                killed = True
+                await asyncio.sleep(0.5)
+                os.kill(pid, signal.SIGKILL)
+        reasons = [came[position][0] for position in range(4)]
+        assert reasons == ["correct", "timeout", "wrong", "timeout"]
+        assert came[1][1] < came[3][1] - 1
+        stats = pool.stats()
+        assert stats["reward/workers_lost/died"] == stats["reward/workers_lost"] == 1
+        assert stats["reward/verdicts"] == 4
+        assert stats["reward/timeouts/math"] == stats["reward/timeouts"] == 2
+        assert stats["reward/kills/deadline"] == stats["reward/kills"] == 2
+        assert stats["reward/latency_p99_s"] >= 3
+        assert all(type(value) is float for value in stats.values())
+    finally:
+        await pool.close()
+
+
+async def test_each_its_own_prompt():
+    pool = await start()
+    try:
+        prompts = [prompt("1"), prompt("2"), prompt("B", "choice"), prompt("1", "nothing")]
+        texts = [r"\boxed{1}", r"\boxed{1}", r"\boxed{B}", r"\boxed{1}"]
+        judged = [item async for item in pool.stream_each(prompts, completions(texts))]
+        assert [position for position, _, _ in judged] == [0, 1, 2, 3]
+        assert [v.reason for _, v, _ in judged] == [
+            "correct",
+            "wrong",
+            "correct",
+            "unknown_verifier",
+        ]
+    finally:
+        await pool.close()
+
+
+async def test_a_machine_that_cannot_judge_code_says_so_at_the_start():
+    config = RewardConfig(num_cpus=0.5, sandbox={"http": "http://127.0.0.1:9"})
+    with pytest.raises((ConfigError, RunFailed), match="127.0.0.1:9"):
+        await RewardPool.start(config, 100, 60.0, frozenset({"code"}))
