@@ -125,3 +125,25 @@ def test_sft_targets_every_response_token():
     )  # fmt: skip
     assert found.num_target_tokens == 7
     assert [len(rank) for rank in found.ranks] == [1, 1]
+
+
+def test_ids_are_those_sampled_where_the_text_has_others():
+    """A model may spell a word byte by byte that its tokenizer would write as one token."""
+    from h1r_rl.hybrid.tiny import build_tokenizer
+
+    tokenizer = build_tokenizer(64)
+    spelled = [tokenizer.convert_tokens_to_ids(byte) for byte in "<think>"]
+    text = tokenizer.decode(spelled)
+    assert tokenizer.encode(text, add_special_tokens=False) != spelled
+    group = make_group("s", [(7, "stop", 1.0, (("3", 0, 7),)), (7, "stop", 0.0, (("3", 0, 7),))])
+    found = plan([group])
+    sampled = {
+        (0, i): Completion(
+            i, np.array(spelled, np.int32), np.full(7, -0.1, np.float32),
+            group.samples[i].version_spans, "stop", text, "rollout-0",
+        )
+        for i in range(2)
+    }  # fmt: skip
+    advantages = advantages_by_group(found, DEFAULT)
+    batch = build_micro_batch(found, found.ranks[0][0], sampled, advantages)
+    assert batch.input_ids[2:9].tolist() == spelled
