@@ -87,6 +87,18 @@ def verify(
     verify_file(source, target, load_reward(overrides or ()), workers)
 
 
+@app.command()
+def settings(
+    section: Annotated[str, typer.Argument(help="Such as grpo or grpo.optimizer.")] = "",
+) -> None:
+    """Explain every setting of a run file: its default and what it means."""
+    from rich.console import Console
+
+    from cluster.settings_table import settings_table
+
+    Console().print(settings_table(section))
+
+
 def _execute(run_file: Path, overrides: list[str] | None, resume: bool, only: str | None) -> None:
     from cluster.pipeline import execute
     from h1r_rl.config.load import load_run
