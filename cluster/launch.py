@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run_folder import RunFolder
+from h1r_rl.config.checks import embedded_cpus
 from h1r_rl.config.schema import ClusterConfig
 from h1r_rl.errors import ConfigError, RunFailed, UserError
 
@@ -50,7 +51,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     _check_port(config.dashboard_port)
     context = ray.init(
         address="local",
-        num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+        num_cpus=embedded_cpus(config),
         include_dashboard=True,
         dashboard_port=config.dashboard_port or _free_port(),
         log_to_driver=False,

@@ -51,7 +51,12 @@ class RunFolder:
                     f"expected a new or empty run folder, but {folder.path} holds "
                     f"{', '.join(sorted(foreign)[:3])} and no run; choose another name="
                 )
-        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"output: expected a place to write to, but {folder.path} cannot be made ({error})"
+            ) from None
         folder._take_lock()
         known.write_text(dump_run(config))
         return folder

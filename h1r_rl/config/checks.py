@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
-from h1r_rl.config.schema import RunConfig
+from h1r_rl.config.schema import ClusterConfig, RunConfig
 from h1r_rl.errors import ConfigError
 
 
@@ -17,6 +18,7 @@ def check_run(config: RunConfig) -> None:
     _check_sampling(config)
     _check_parallelism(config)
     _check_algorithm(config)
+    _check_room(config)
 
 
 def _check_model(config: RunConfig) -> None:
@@ -144,3 +146,29 @@ def _check_algorithm(config: RunConfig) -> None:
         raise ConfigError("grpo.algorithm.correction: expected 0 < low <= high")
     if config.reward.control == "none" and importlib.util.find_spec("math_verify") is None:
         raise ConfigError("rewards need the package math-verify; run `make setup`")
+
+
+def _check_room(config: RunConfig) -> None:
+    """A service that no CPU is left for would wait for its start until the deadline."""
+    if Path(config.name).name != config.name or config.name in ("", ".", ".."):
+        raise ConfigError(f"name: expected a plain folder name, found '{config.name}'")
+    if config.cluster.address != "local":
+        return
+    there = embedded_cpus(config.cluster)
+    asked = {
+        "rollout.actors": config.rollout.actors * config.rollout.num_cpus,
+        "reward.workers": config.reward.workers * config.reward.num_cpus,
+        "learner.ranks": config.learner.ranks * config.learner.num_cpus if config.grpo else 0.0,
+    }
+    if sum(asked.values()) > there:
+        parts = " + ".join(f"{name} {cpus:g}" for name, cpus in asked.items())
+        raise ConfigError(
+            f"cluster.num_cpus: the embedded Ray has {there} CPUs to hand out, but {parts} = "
+            f"{sum(asked.values()):g} are asked for; raise cluster.num_cpus (services may share "
+            "cores) or lower their num_cpus"
+        )
+
+
+def embedded_cpus(cluster: ClusterConfig) -> int:
+    """CPUs that an embedded Ray hands out, at least the services of a small run."""
+    return cluster.num_cpus or max(4, os.cpu_count() or 1)

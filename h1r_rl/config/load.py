@@ -23,11 +23,13 @@ from h1r_rl.grpo.presets import apply_preset
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, override (`grpo.steps=3`), apply the preset, validate, check across fields."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), Loader=_NoDuplicates)
     except FileNotFoundError:
         raise ConfigError(f"expected a run file, but {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected a run file, but {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
     for override in overrides:
@@ -66,6 +68,21 @@ def load_reward(overrides: Sequence[str]) -> RewardConfig:
 def dump_run(config: RunConfig) -> str:
     """The resolved run as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """A key given twice is a mistake, not a choice of the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

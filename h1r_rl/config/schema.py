@@ -32,7 +32,8 @@ class ClusterConfig(Section):
     )
     num_cpus: PositiveInt | None = Field(
         default=None,
-        description="CPUs the embedded Ray may hand out (local only); default: all cores.",
+        description="CPUs the embedded Ray may hand out (local only); default: all cores, "
+        "at least 4.",
     )
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=0,
@@ -500,7 +501,7 @@ class EvaluationSetting(Section):
 class EvaluationConfig(Section):
     """Held-out accuracy after each stage."""
 
-    settings: tuple[EvaluationSetting, ...] = Field(
+    settings: Annotated[tuple[EvaluationSetting, ...], Field(min_length=1)] = Field(
         default=(
             EvaluationSetting(name="greedy", temperature=0.0),
             EvaluationSetting(name="t0.6", temperature=0.6, top_p=0.95, samples=4),

@@ -74,6 +74,9 @@ MISTAKES = {
     "heads that do not divide": (["rollout.tensor_parallel=3"], "sizes that work"),
     "more ranks than samples": (["learner.ranks=1000"], "learner.ranks"),
     "missing file": (["data.generate=null", "data.rl=[no.parquet]"], "data."),
+    "no cpus left": (["rollout.actors=3", "cluster.num_cpus=2"], "are asked for"),
+    "a name that is a path": (["name=../other"], "plain folder name"),
+    "nothing to measure": (["evaluation.settings=[]"], "evaluation.settings"),
     "override without a value": (["grpo.steps"], "key=value"),
 }
 
@@ -149,6 +152,11 @@ def test_a_port_in_use(h1r, tmp_path):
         code, error, _ = h1r("run", *files(tmp_path), f"cluster.dashboard_port={port}")
     assert code == 2 and f"{port} is in use" in error
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_an_output_that_cannot_be_made(h1r):
+    code, error, _ = h1r("run", "output=/proc/nowhere")
+    assert code == 2 and "cannot be made" in error
 
 
 def test_a_folder_with_something_else_in_it(h1r, tmp_path):
