@@ -49,6 +49,7 @@ def engine_args(
         "enable_prefix_caching": config.prefix_caching,
         "enforce_eager": config.enforce_eager,
         "trust_remote_code": trust_remote_code,
+        "enable_logging_iteration_details": True,  # for `engine_stats`; nothing of it is printed
         "generation_config": "vllm",  # sampling comes from our requests alone
         "weight_transfer_config": {"backend": BACKENDS[weights.backend]},
         "worker_extension_cls": "actors.weight_receiver.WorkerExtension",

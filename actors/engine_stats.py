@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+GAUGES = ("running", "waiting", "kv_usage")  # the rest are totals since the start
+TOTALS = ("tokens", "prefill_tokens", "cached_tokens", "reprefilled", "preemptions", "busy_s")
+
 
 def stats_recorder() -> tuple[dict[str, float], Any]:
-    """(numbers, factory): vLLM builds a logger with the factory, which keeps the numbers fresh."""
+    """(numbers, factory): vLLM builds a logger with the factory, which keeps the numbers fresh.
+
+    `kv_usage` is the share of blocks in use; a hybrid's KV blocks and Mamba states share them.
+    `reprefilled`: a decoding request is scheduled for one token an iteration; what it is scheduled
+    for beyond that was computed before, and lost to a preemption or a recomputation.
+    """
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    numbers = dict.fromkeys(
-        ("running", "waiting", "kv_usage", "tokens", "prefill_tokens", "preemptions"), 0.0
-    )
+    numbers = dict.fromkeys(GAUGES + TOTALS, 0.0)
 
     class Recorder(StatLoggerBase):
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
@@ -24,9 +30,15 @@ def stats_recorder() -> tuple[dict[str, float], Any]:
                 numbers["running"] = float(scheduler_stats.num_running_reqs)
                 numbers["waiting"] = float(scheduler_stats.num_waiting_reqs)
                 numbers["kv_usage"] = float(scheduler_stats.kv_cache_usage)
+                details = scheduler_stats.iteration_details
+                if details is not None:
+                    numbers["busy_s"] += details.elapsed_ms / 1000
+                    again = details.num_generation_tokens - details.num_generation_requests
+                    numbers["reprefilled"] += max(again, 0)
             if iteration_stats is not None:
                 numbers["tokens"] += iteration_stats.num_generation_tokens
-                numbers["prefill_tokens"] += iteration_stats.num_prompt_tokens
+                numbers["prefill_tokens"] += iteration_stats.prompt_token_stats.computed
+                numbers["cached_tokens"] += iteration_stats.prompt_token_stats.cached_tokens
                 numbers["preemptions"] += iteration_stats.num_preempted_reqs
 
         def log_engine_initialized(self) -> None:

@@ -12,11 +12,14 @@ import dataclasses
 import multiprocessing
 import os
 import time
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from actors.completions import stop_ids, to_completion
 from actors.engine_args import engine_args
@@ -36,6 +39,7 @@ class RolloutActor:
     def __init__(self, name: str, config: RolloutConfig, weights: WeightsConfig, run: str) -> None:
         self._name = name
         self._run = run
+        self._run_seed = 0
         self._config = config
         self._weights = weights
         self._engine: Any = None
@@ -46,9 +50,15 @@ class RolloutActor:
         self._unpaused.set()
 
     async def start(
-        self, model_folder: str, *, seed: int, version: str, trust_remote_code: bool
+        self,
+        model_folder: str,
+        *,
+        seed: int,
+        run_seed: int,
+        version: str,
+        trust_remote_code: bool,
     ) -> None:
-        """Build the engine and label its weights."""
+        """Build the engine, which samples under `seed`, and label its weights."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -75,11 +85,17 @@ class RolloutActor:
         self._processes = multiprocessing.active_children()
         await self._engine.update_weight_version(version)
         self._version = await self._engine.get_weight_version()
+        self._run_seed = run_seed
         self._stop_ids = stop_ids(model_folder, trust_remote_code)
 
     async def facts(self) -> dict[str, Any]:
-        """Process ids, for supervision."""
-        return {"pid": os.getpid(), "engine_pids": [process.pid for process in self._processes]}
+        """Where it runs, for supervision and the log."""
+        return {
+            "node": ray.util.get_node_ip_address(),
+            "pid": os.getpid(),
+            "engine_pids": [process.pid for process in self._processes],
+            "version": self._version,
+        }
 
     async def generate(
         self, prompt: Prompt, sample_indices: Sequence[int], sampling: Sampling
@@ -136,6 +152,7 @@ class RolloutActor:
             logprobs=0,  # the sampled token's own
             stop_token_ids=self._stop_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            seed=self._request_seed(prompt, index),
         )
         request_id = f"{self._run}/{prompt.key}/{index}/{time.monotonic_ns()}"
         final = None
@@ -149,6 +166,30 @@ class RolloutActor:
         completion = to_completion(final.outputs[0], index, self._name)
         self._totals["completions"] += 1
         return completion
+
+    def _request_seed(self, prompt: Prompt, index: int) -> int | None:
+        if not self._config.request_seeds:
+            return None
+        return zlib.crc32(f"{self._run_seed}/{prompt.key}/{index}".encode())
+
+    async def score(self, prompt: Prompt) -> NDArray[np.float32]:
+        """[prompt tokens - 1] log-probabilities of the prompt's own tokens under the weights held
+        now, from one prefill that reads no cache."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        await within(self._unpaused.wait(), self._config.request_timeout_s, "a weight update")
+        final = None
+        async for output in self._engine.generate(
+            TokensPrompt(prompt_token_ids=prompt.token_ids.tolist()),
+            SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0),
+            f"{self._run}/{prompt.key}/score/{time.monotonic_ns()}",
+        ):
+            final = output
+        if final is None or final.prompt_logprobs is None:
+            raise RuntimeError("the engine aborted a scoring request")
+        pairs = zip(final.prompt_logprobs[1:], prompt.token_ids[1:].tolist(), strict=True)
+        return np.array([entry[token].logprob for entry, token in pairs], dtype=np.float32)
 
     async def join_epoch(self, epoch: TransferEpoch) -> None:
         """Meet the learner and the other engines; returns when this engine has."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.errors import WeightTransferError
-from h1r_rl.weight_manifest import TransferEpoch, WeightManifest, checksum
+from h1r_rl.weight_manifest import Piece, TransferEpoch, WeightManifest, checksum
 
 RUNNING, DONE = "running", "done"
 
@@ -28,6 +28,7 @@ class StagedTransfer:
         self._rank = rank
         self._device = device
         self._communicator: Communicator | None = None
+        self._end = 0.0  # of the transfer under way
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"weights-{epoch.number}")
         self._last: Future[dict[str, Tensor]] = self._thread.submit(self._join)
 
@@ -52,10 +53,11 @@ class StagedTransfer:
         return staged
 
     def close(self) -> None:
-        """Give the epoch up. The communicator is closed by its own thread, behind a collective that
-        may still wait for its deadline: destroying a gloo group blocks until that has ended."""
+        """Give the epoch up: returns at once, whatever its thread still waits for."""
         self._last.cancel()
-        self._thread.submit(self._leave)
+        if self._communicator is not None:
+            self._communicator.close()
+        self._thread.submit(self._leave)  # behind a meeting that may still be under way
         self._thread.shutdown(wait=False)
 
     def _join(self) -> dict[str, Tensor]:
@@ -71,23 +73,20 @@ class StagedTransfer:
     def _receive(self, manifest: WeightManifest) -> dict[str, Tensor]:
         if self._communicator is None:
             raise WeightTransferError("a transfer was begun in an epoch that was never joined")
-        end = time.monotonic() + self._epoch.deadline_s
+        self._end = time.monotonic() + self._epoch.deadline_s
         staged: dict[str, Tensor] = {}
         sums: list[int] = []
         for bucket in manifest.buckets():
-            if time.monotonic() > end:
-                raise WeightTransferError(
-                    f"transfer unfinished after its deadline of {self._epoch.deadline_s:g} s; "
-                    f"the next parameter was {bucket[0].name}"
-                )
-            size = sum(spec.num_bytes for spec in bucket)
-            flat = self._broadcast(size, torch.uint8, bucket[0].name)
+            flat = self._broadcast(sum(p.num_bytes for p in bucket), torch.uint8, bucket[0].name)
             offset = 0
-            for spec in bucket:
-                data = flat[offset : offset + spec.num_bytes]
-                sums.append(checksum(data.numpy()))
-                staged[spec.name] = data.view(getattr(torch, spec.dtype)).view(spec.shape)
-                offset += spec.num_bytes
+            for piece in bucket:
+                data = flat[offset : offset + piece.num_bytes]
+                whole = _assemble(staged, piece, data)
+                if whole is not None:
+                    sums.append(checksum(whole.numpy()))
+                    dtype = getattr(torch, piece.spec.dtype)
+                    staged[piece.name] = whole.view(dtype).view(piece.spec.shape)
+                offset += piece.num_bytes
         sent = self._broadcast(len(sums), torch.int64, "the checksums")
         wrong = np.flatnonzero(sent.numpy() != np.array(sums))
         if len(wrong):
@@ -101,11 +100,28 @@ class StagedTransfer:
     def _broadcast(self, size: int, dtype: torch.dtype, what: str) -> Tensor:
         """From the learner to the host; a GPU holds this one buffer beside its model."""
         assert self._communicator is not None
+        left_s = self._end - time.monotonic()
+        if left_s <= 0:
+            raise WeightTransferError(
+                f"transfer unfinished after its deadline of {self._epoch.deadline_s:g} s; the next "
+                f"parameter from the learner (rank 0) to rank {self._rank} was {what}"
+            )
         flat = torch.empty(size, dtype=dtype, device=self._device)
         try:
-            self._communicator.broadcast(flat)
+            self._communicator.broadcast(flat, left_s)
         except RuntimeError as error:
             raise WeightTransferError(
                 f"rank {self._rank} lost the learner (rank 0) at {what}: {error}"
             ) from error
         return flat.cpu()
+
+
+def _assemble(staged: dict[str, Tensor], piece: Piece, data: Tensor) -> Tensor | None:
+    """The parameter's bytes once its last piece is there."""
+    if piece.num_bytes == piece.spec.num_bytes:
+        return data
+    if piece.start == 0:
+        staged[piece.name] = torch.empty(piece.spec.num_bytes, dtype=torch.uint8)
+    whole = staged[piece.name]
+    whole[piece.start : piece.stop] = data
+    return whole if piece.ends else None

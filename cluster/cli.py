@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -97,6 +97,54 @@ def settings(
     from cluster.settings_table import settings_table
 
     Console().print(settings_table(section))
+
+
+RunPath = Annotated[Path, typer.Argument(help="A live run: its folder, or its YAML.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for the outcome.")]
+
+
+@app.command()
+def scale(
+    run_path: RunPath,
+    rollout_actors: Annotated[int | None, typer.Option(min=1, help="Engines to have.")] = None,
+    reward_workers: Annotated[int | None, typer.Option(min=1, help="Workers to have.")] = None,
+    wait: Wait = 60.0,
+) -> None:
+    """More or fewer rollout actors and reward workers in a run that is going on."""
+    from cluster.scale import Request
+
+    _ask(run_path, Request(rollout_actors, reward_workers), wait)
+
+
+@app.command()
+def restart(
+    run_path: RunPath,
+    rollout_actors: Annotated[bool, typer.Option(help="All engines.")] = False,
+    learner: Annotated[bool, typer.Option(help="All learner ranks.")] = False,
+    wait: Wait = 60.0,
+) -> None:
+    """Restart one service of a run that is going on, while the others hold or go on."""
+    from cluster.scale import Request
+
+    _ask(run_path, Request(restart_rollouts=rollout_actors, restart_learner=learner), wait)
+
+
+def _ask(run_path: Path, request: Any, wait: float) -> None:
+    from cluster.scale import request_of
+    from h1r_rl.config.load import load_run
+    from h1r_rl.errors import ConfigError
+
+    if not str(request):
+        raise ConfigError("nothing is asked for; see the command's --help")
+    folder = load_run(run_path).folder if run_path.is_file() else run_path
+    outcome, text = request_of(folder, request, wait)
+    if outcome == "refused":
+        raise ConfigError(text)
+    if outcome == "failed":
+        raise RunFailed(text)
+    if outcome == "waiting":
+        text = f"left for the run: it takes {request} up after its present step (GRPO only)"
+    typer.echo(f"{outcome}: {text}")
 
 
 def _execute(run_file: Path, overrides: list[str] | None, resume: bool, only: str | None) -> None:

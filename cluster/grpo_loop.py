@@ -7,8 +7,10 @@ The step loop is the only finite one: a producer that returns or raises ends the
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +18,12 @@ import numpy as np
 
 from actors.sampling_guard import rl_sampling
 from cluster.sample_table import sample_rows
+from cluster.scale import Scaling
+from cluster.step_metrics import EngineMeter, finished_metrics, one_line, trained_metrics
 from cluster.weight_sync import WeightSync
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.prompt_stream import PromptStream
-from h1r_rl.errors import RolloutLost, RunFailed
+from h1r_rl.errors import DataError, RolloutLost, RunFailed
 from h1r_rl.grpo.advantages import has_signal
 from h1r_rl.grpo.build_batch import plan_train_batch
 from h1r_rl.grpo.group_buffer import GroupBuffer
@@ -27,8 +31,11 @@ from h1r_rl.grpo.tripwires import Tripwires
 from h1r_rl.records import Group, Prompt, Sample
 from rewards.controls import shuffle_scores
 
+logger = logging.getLogger(__name__)
+
 MAX_EMPTY_STEPS = 10
-MAX_ENGINES_KILLED = 2  # a prompt that takes this many engines down is quarantined
+SUSPECT = 2  # a prompt aboard this many engines that died is tried alone among such prompts
+MAX_QUARANTINED = 100  # in a row, without a group finished between them
 
 
 @dataclass
@@ -43,7 +50,11 @@ class GRPORun:
     buffer: GroupBuffer
     weights: WeightSync
     tracker: Any
+    scaling: Scaling | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    trial: asyncio.Lock = field(default_factory=asyncio.Lock)  # one suspect at a time
+    quarantined_in_a_row: int = 0
+    meter: EngineMeter = field(default_factory=EngineMeter)
     recent: list[tuple[Group, float]] = field(default_factory=list)  # finished since last step
 
 
@@ -54,10 +65,11 @@ async def train_grpo(run: GRPORun) -> None:
     version = empty = 0
     tripwires = Tripwires(grpo, run.config.rollout, learner)
     async with asyncio.TaskGroup() as tasks:
-        producer = tasks.create_task(_produce(run, tasks))
+        endless = [tasks.create_task(_produce(run, tasks)), tasks.create_task(run.weights.serve())]
         step = 0
         while step < grpo.steps:
             started = time.monotonic()
+            await _take_requests(run, step, version)
             groups = await run.buffer.take_step(version)
             waited_s = time.monotonic() - started
             if not groups:
@@ -65,15 +77,15 @@ async def train_grpo(run: GRPORun) -> None:
                 _give_up_without_signal(run, empty)
                 continue
             empty = 0
-            trained = _controlled(groups, run.config, step)
             plan = plan_train_batch(
-                trained,
+                _controlled(groups, run.config, step),
                 grpo.algorithm,
                 ranks=learner.ranks,
                 micro_batch_tokens=learner.micro_batch_tokens,
                 learner_version=version,
-                max_staleness=grpo.max_staleness,
+                max_staleness=run.buffer.max_staleness,
             )
+            await run.weights.before_forward()
             metrics = await run.learner.forward_backward(plan)
             tripwires.before_update(step, metrics)
             await run.weights.sent()  # `version` has left the tensors
@@ -81,19 +93,24 @@ async def train_grpo(run: GRPORun) -> None:
             keys = [group.key for group in groups]
             if result.skipped:
                 await run.buffer.drop(keys, "skipped_step")
+                run.weights.unchanged()
             else:
-                version = result.version
-                run.weights.publish(version, then=lambda keys=keys: run.buffer.release(keys))
-            learner_metrics = {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
-            step_metrics = learner_metrics | await _step_metrics(run, groups, version)
-            step_metrics |= {"time/step_s": time.monotonic() - started, "time/wait_s": waited_s}
-            step_metrics |= tripwires.after_step(step, step_metrics)
-            run.tracker.log_step(step, step_metrics)
+                run.weights.publish(result.version, then=lambda k=keys: run.buffer.release(k))
+            metrics = {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
+            metrics |= trained_metrics(groups, version, run.buffer.max_staleness)
+            metrics |= await _service_metrics(run)
+            metrics |= {"time/step_s": time.monotonic() - started, "time/wait_s": waited_s}
+            metrics["learner/bubble"] = waited_s / metrics["time/step_s"]
+            metrics |= tripwires.after_step(step, metrics)
+            run.tracker.log_step(step, metrics)
+            logger.info(one_line(step, metrics))
             if step % grpo.log_samples_every == 0:
                 run.tracker.log_table(f"samples-{step:05d}", await sample_rows(groups))
+            version = result.version
             step += 1
         await run.weights.sent()
-        producer.cancel()
+        for task in endless:
+            task.cancel()
 
 
 async def _produce(run: GRPORun, tasks: asyncio.TaskGroup) -> None:
@@ -113,37 +130,63 @@ async def _produce(run: GRPORun, tasks: asyncio.TaskGroup) -> None:
 
 async def _roll_out(run: GRPORun, prompt: Prompt) -> None:
     """One group: generated, judged as samples finish, handed to the buffer. Samples that a lost
-    engine still owed are issued again under the same slot."""
+    engine still owed are issued again under the same slot. Groups that were aboard two engines that
+    died are tried one at a time, so that of all who were aboard the guilty one is quarantined."""
     grpo, rollout = run.config.grpo, run.config.rollout
     assert grpo is not None
     sampling = rl_sampling(rollout)
     started = time.monotonic()
-    missing = set(range(grpo.samples_per_prompt))
-    judging: list[asyncio.Task[list[Sample]]] = []
+    samples: dict[int, Sample] = {}
     engines_killed = 0
     async with asyncio.TaskGroup() as judges:
-        while missing:
+        while missing := [i for i in range(grpo.samples_per_prompt) if i not in samples]:
+            judging: list[asyncio.Task[list[Sample]]] = []
+            on_trial = engines_killed >= SUSPECT
             try:
-                async for part in run.rollouts.generate(prompt, sorted(missing), sampling):
-                    missing -= set(part.sample_indices)
-                    judging.append(judges.create_task(_judge(run, prompt, part)))
-            except RolloutLost:
-                run.counts["engines_lost"] += 1
-                engines_killed += 1
-                if engines_killed >= MAX_ENGINES_KILLED:
-                    await run.buffer.drop([prompt.key], "quarantined")
-                    return
-    samples = sorted((s for task in judging for s in task.result()), key=lambda s: s.sample_index)
-    group = Group(prompt, tuple(samples), run.buffer.admitted_version(prompt.key))
+                async with run.trial if on_trial else nullcontext():
+                    async for part in run.rollouts.generate(prompt, missing, sampling):
+                        judging.append(judges.create_task(_judge(run, prompt, part)))
+            except RolloutLost as error:
+                run.counts["engines_left" if error.planned else "engines_lost"] += 1
+                engines_killed += not error.planned
+                logger.warning("%s: %d samples issued again: %s", prompt.key, len(missing), error)
+            except DataError as error:
+                await _quarantine(run, prompt, str(error))
+                return
+            for task in judging:
+                samples |= {sample.sample_index: sample for sample in await task}
+            if engines_killed > SUSPECT:
+                await _quarantine(run, prompt, f"{engines_killed} engines died of it, one on trial")
+                return
+    ordered = tuple(samples[i] for i in sorted(samples))
+    group = Group(prompt, ordered, run.buffer.admitted_version(prompt.key))
     run.recent.append((group, time.monotonic() - started))
+    run.quarantined_in_a_row = 0
     if has_signal(group.scores()):
         await run.buffer.add(group)
     else:
         await run.buffer.drop([group.key], "no_signal")
 
 
+async def _quarantine(run: GRPORun, prompt: Prompt, cause: str) -> None:
+    """The prompt is out of this run, counted and told; its slot goes to another one."""
+    run.counts["quarantined"] += 1
+    run.quarantined_in_a_row += 1
+    logger.warning("prompt %s is quarantined: %s", prompt.key, cause)
+    if run.quarantined_in_a_row >= MAX_QUARANTINED:
+        raise RunFailed(f"{MAX_QUARANTINED} prompts in a row were quarantined; the last: {cause}")
+    await run.buffer.drop([prompt.key], "quarantined")
+
+
 async def _judge(run: GRPORun, prompt: Prompt, part: Any) -> list[Sample]:
-    verdicts = await run.rewards.score(prompt, part)
+    """Samples with their verdicts; none where the completions themselves are gone with the node
+    that held them: they are generated again."""
+    try:
+        verdicts = await run.rewards.score(prompt, part)
+    except RolloutLost as error:
+        run.counts["completions_lost"] += 1
+        logger.warning("%s: %s", prompt.key, error)
+        return []
     return [
         Sample(
             sample_index=index,
@@ -153,6 +196,7 @@ async def _judge(run: GRPORun, prompt: Prompt, part: Any) -> list[Sample]:
             verdict=verdicts[position],
             completions_ref=part.completions_ref,
             position=position,
+            engine=part.engine,
         )
         for position, index in enumerate(part.sample_indices)
     ]
@@ -188,42 +232,25 @@ def _give_up_without_signal(run: GRPORun, empty: int) -> None:
     )
 
 
-async def _step_metrics(run: GRPORun, groups: list[Group], version: int) -> dict[str, float]:
-    """What was rolled out since the last step, what is trained on now, and the services' state."""
+async def _take_requests(run: GRPORun, step: int, version: int) -> None:
+    """Between two steps: what `h1r scale` and `h1r restart` ask for begins here."""
+
+    async def restart_learner() -> None:
+        await run.weights.sent()
+        await run.learner.restart(version)
+        run.weights.new_epoch()
+        run.weights.unchanged()
+
+    if run.scaling is not None:
+        await run.scaling.at_boundary(step, restart_learner)
+
+
+async def _service_metrics(run: GRPORun) -> dict[str, float]:
+    """What was rolled out since the last step, and the services' state."""
     finished, run.recent = run.recent, []
-    metrics: dict[str, float] = {}
-    samples = [sample for group, _ in finished for sample in group.samples]
-    if samples:
-        lengths = np.array([s.length for s in samples])
-        metrics |= {
-            "rollout/length_mean": float(lengths.mean()),
-            "rollout/length_max": float(lengths.max()),
-            "rollout/truncated": float(np.mean([s.finish_reason == "length" for s in samples])),
-            "rollout/group_s": float(np.mean([seconds for _, seconds in finished])),
-            "reward/zero_signal_groups": float(
-                np.mean([not has_signal(group.scores()) for group, _ in finished])
-            ),
-            "reward/without_verdict": float(np.mean([s.verdict.score is None for s in samples])),
-        }
-        scores = np.array([s.verdict.score for s in samples if s.verdict.score is not None])
-        if len(scores):
-            spread = np.mean([np.nanstd(group.scores()) for group, _ in finished])
-            metrics |= {"reward/mean": float(scores.mean()), "reward/spread": float(spread)}
-        for verifier in sorted({group.prompt.verifier for group, _ in finished}):
-            judged = [g.scores() for g, _ in finished if g.prompt.verifier == verifier]
-            known = [score for scores in judged for score in scores if not np.isnan(score)]
-            if known:
-                metrics[f"reward/source/{verifier}"] = float(np.mean(known))
-        for part in sorted({name for s in samples for name in s.verdict.parts}):
-            values = [s.verdict.parts[part] for s in samples if part in s.verdict.parts]
-            metrics[f"reward/{part}"] = float(np.mean(values))
-    ages = [version - 1 - sample.min_version for group in groups for sample in group.samples]
-    metrics |= {
-        "rollout/staleness_mean": float(np.mean(ages)),
-        "rollout/staleness_max": float(np.max(ages)),
-        "rollout/groups_trained": float(len(groups)),
-    }
+    metrics = finished_metrics(finished)
     metrics |= {f"buffer/{k}": v for k, v in run.buffer.metrics().items()}
     metrics |= run.weights.metrics | run.rewards.stats()
-    metrics |= {f"engine/{k}": v for k, v in (await run.rollouts.stats()).items()}
+    metrics |= run.meter.read(await run.rollouts.engine_stats())
+    metrics |= {f"engine/{k}": v for k, v in run.rollouts.counts().items()}
     return metrics | {f"faults/{name}": float(n) for name, n in run.counts.items()}

@@ -117,6 +117,17 @@ class RunFolder:
         if self._fresh and not self.state().get("done"):
             shutil.rmtree(self.path)
 
+    def is_live(self) -> bool:
+        """Whether a run is going on in this folder."""
+        try:
+            with (self.path / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     def release(self) -> None:
         if self._lock is not None:
             self._lock.close()

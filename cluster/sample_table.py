@@ -31,6 +31,7 @@ async def sample_rows(groups: list[Group]) -> list[dict[str, Any]]:
                     "reason": sample.verdict.reason,
                     "length": sample.length,
                     "finish": sample.finish_reason,
+                    "engine": sample.engine,
                     "versions": f"{sample.min_version}-{sample.max_version}",
                 }
             )

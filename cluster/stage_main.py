@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 failed; 2 the user's mistake; 130 stopped. The reason of a
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ def main(arguments: list[str]) -> int:
     stage, path, parent = arguments[0], Path(arguments[1]), (arguments[2:] or [None])[0]
     from cluster.run_folder import write_json
 
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("cluster").setLevel(logging.INFO)  # a line a step
     try:
         asyncio.run(_run(stage, path, parent))
     except (KeyboardInterrupt, asyncio.CancelledError):

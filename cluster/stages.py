@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.grpo_loop import GRPORun, train_grpo
+from cluster.grpo_build import build_run
+from cluster.grpo_loop import train_grpo
+from cluster.learner_service import LearnerService
 from cluster.measure import Measurement, measure, refuse_too_long, write_outcomes
 from cluster.run_folder import RunFolder, write_json
 from cluster.splits import load_split
-from cluster.weight_sync import WeightSync
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.chat import load_tokenizer, make_prompt
 from h1r_rl.data.prompt_stream import PromptStream
 from h1r_rl.data.sft_stream import SFTStream
 from h1r_rl.evaluation.report import plot_grpo, read_metrics
 from h1r_rl.grpo.build_batch import plan_sft_batch
-from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.records import Group, Prompt, Sample, Verdict
 from h1r_rl.tracking import Tracker
 
@@ -102,21 +103,23 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
         max_prompt_tokens=config.rollout.max_model_len - config.rollout.max_response_tokens,
     )
     timeout_s = config.cluster.start_timeout_s
+    start_learner = partial(
+        LearnerGroup.start,
+        config.learner,
+        grpo.optimizer,
+        total_steps=grpo.steps,
+        model_folder=str(source),
+        algorithm=grpo.algorithm,
+        temperature=config.rollout.temperature,
+        max_response_tokens=config.rollout.max_response_tokens,
+        weights=config.weights,
+        seed=config.seed,
+        start_timeout_s=timeout_s,
+        trust_remote_code=config.model.trust_remote_code,
+    )
     async with tracked(config, folder, "grpo", parent_run_id) as tracker:
         async with services(
-            LearnerGroup.start(
-                config.learner,
-                grpo.optimizer,
-                total_steps=grpo.steps,
-                model_folder=str(source),
-                algorithm=grpo.algorithm,
-                temperature=config.rollout.temperature,
-                max_response_tokens=config.rollout.max_response_tokens,
-                weights=config.weights,
-                seed=config.seed,
-                start_timeout_s=timeout_s,
-                trust_remote_code=config.model.trust_remote_code,
-            ),
+            LearnerService.start(start_learner, folder.path / "checkpoints"),
             start_rollouts(config, source, "0"),
             RewardPool.start(
                 config.reward,
@@ -125,21 +128,11 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
                 verifiers=prompts.verifiers,
             ),
         ) as (learner, rollouts, rewards):
-            run = GRPORun(
-                config=config,
-                learner=learner,
-                rollouts=rollouts,
-                rewards=rewards,
-                prompts=prompts,
-                buffer=GroupBuffer(
-                    prompts_per_step=grpo.prompts_per_step,
-                    max_staleness=grpo.max_staleness,
-                    max_backfill=grpo.max_backfill,
-                ),
-                weights=WeightSync(learner, rollouts, await learner.weight_manifest()),
-                tracker=tracker,
-            )
-            await train_grpo(run)
+            run = await build_run(config, folder, prompts, tracker, learner, rollouts, rewards)
+            try:
+                await train_grpo(run)
+            finally:
+                await run.scaling.close()
             await learner.export(str(folder.model))
         records = [r for r in read_metrics(folder.metrics) if r["stage"] == "grpo"]
         plot_grpo(records, folder.path / "grpo.png")

@@ -9,6 +9,7 @@ parameters' bytes in order; then one broadcast of an int64 tensor with a CRC-32 
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from h1r_rl.weight_manifest import TransferEpoch
 
 dist: Any = torch.distributed  # stores and groups are exported at run time only
+
+SHORTEST_WAIT_S = 0.05  # a collective whose time is over fails in it rather than at once
 
 
 def open_store() -> Any:
@@ -33,30 +36,60 @@ class Communicator:
         """Meet the other members; raises when they do not come before the deadline."""
         self.epoch = epoch
         self.rank = rank
-        self._timeout = timedelta(seconds=epoch.deadline_s)
-        store = dist.TCPStore(epoch.address, epoch.port, is_master=False, timeout=self._timeout)
+        self._lock = threading.Lock()
+        self._in_collective = False
+        self._closed = False
+        timeout = timedelta(seconds=epoch.deadline_s)
+        store = dist.TCPStore(epoch.address, epoch.port, is_master=False, timeout=timeout)
         self._store = dist.PrefixStore(f"epoch-{epoch.number}", store)
-        self._group: Any = self._make_group()
+        self._group: Any = self._make_group(timeout)
 
-    def _make_group(self) -> Any:
+    def _make_group(self, timeout: timedelta) -> Any:
         size = self.epoch.world_size
         if self.epoch.backend == "gloo":
-            return dist.ProcessGroupGloo(self._store, self.rank, size, self._timeout)
+            return dist.ProcessGroupGloo(self._store, self.rank, size, timeout)
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = self._timeout
+        options._timeout = timeout
         return dist.ProcessGroupNCCL(self._store, self.rank, size, options)
 
-    def broadcast(self, tensor: Tensor) -> None:
-        """Broadcast from rank 0 in place; returns when this member's part is done."""
+    def broadcast(self, tensor: Tensor, within_s: float | None = None) -> None:
+        """Broadcast from rank 0 in place; returns when this member's part is done, raises
+        RuntimeError after `within_s` (default: the epoch's deadline)."""
+        seconds = self.epoch.deadline_s if within_s is None else within_s
+        timeout = timedelta(seconds=max(seconds, SHORTEST_WAIT_S))
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = self._timeout
-        self._group.broadcast([tensor], options).wait(self._timeout)
-        if tensor.is_cuda:
-            torch.cuda.current_stream(tensor.device).synchronize()
+        options.timeout = timeout
+        group = self._enter()
+        try:
+            group.broadcast([tensor], options).wait(timeout)
+            if tensor.is_cuda:
+                torch.cuda.current_stream(tensor.device).synchronize()
+        finally:
+            del group
+            self._leave()
 
     def close(self) -> None:
-        """Drop the group. A member stuck in a collective sees an error, not silence."""
-        group, self._group = self._group, None
-        if group is not None and hasattr(group, "abort"):
+        """Returns at once. A collective still pending on another thread ends with an error: NCCL's
+        by abort, gloo's at its own deadline (destroying a gloo group would wait for that here), and
+        the thread that waits in it drops the group."""
+        with self._lock:
+            self._closed = True
+            group = self._group
+            if not self._in_collective:
+                self._group = None
+        if group is not None and self.epoch.backend == "nccl":
             group.abort()
+
+    def _enter(self) -> Any:
+        with self._lock:
+            if self._group is None or self._closed:
+                raise RuntimeError(f"the communicator of epoch {self.epoch.number} is closed")
+            self._in_collective = True
+            return self._group
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._in_collective = False
+            if self._closed:
+                self._group = None

@@ -25,12 +25,14 @@ class RolloutLost(Exception):
     """A rollout actor or its engine died, or missed a deadline, with requests in flight.
 
     The samples it had not delivered yet are re-issued under the same slot; they are never samples.
+    `planned`: it was asked to leave, so no prompt of its is to blame.
     """
 
-    def __init__(self, actor: str, cause: str) -> None:
+    def __init__(self, actor: str, cause: str, *, planned: bool = False) -> None:
         super().__init__(f"{actor} was lost: {cause}")
         self.actor = actor
         self.cause = cause
+        self.planned = planned
 
 
 class WeightTransferError(Exception):

@@ -124,6 +124,7 @@ class Sample:
     verdict: Verdict
     completions_ref: Any  # list[Completion] in the object store
     position: int  # where in that list
+    engine: str = ""  # which rollout actor sampled it
 
     @property
     def min_version(self) -> int:

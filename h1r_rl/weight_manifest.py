@@ -8,6 +8,7 @@ travel, before the engine fuses or transforms anything.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,22 +31,47 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes [start, stop) of one parameter: all of it, or a part of one larger than a bucket."""
+
+    spec: ParameterSpec
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def ends(self) -> bool:
+        """Whether the parameter is complete with this piece."""
+        return self.stop == self.spec.num_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class WeightManifest:
     """Ordered parameters and the bucket size they are packed into."""
 
     parameters: tuple[ParameterSpec, ...]
     bucket_bytes: int
 
-    def buckets(self) -> list[list[ParameterSpec]]:
-        """Consecutive parameters of at most `bucket_bytes`; a larger one has its own bucket."""
-        buckets: list[list[ParameterSpec]] = []
+    def buckets(self) -> list[list[Piece]]:
+        """Consecutive parameters of at most `bucket_bytes`; a larger one is cut, so that neither
+        side ever holds more than one bucket beside the parameters."""
+        buckets: list[list[Piece]] = []
         used = 0
         for spec in self.parameters:
-            if not buckets or used + spec.num_bytes > self.bucket_bytes:
-                buckets.append([])
-                used = 0
-            buckets[-1].append(spec)
-            used += spec.num_bytes
+            for start in range(0, spec.num_bytes, self.bucket_bytes):
+                piece = Piece(spec, start, min(start + self.bucket_bytes, spec.num_bytes))
+                if not buckets or used + piece.num_bytes > self.bucket_bytes:
+                    buckets.append([])
+                    used = 0
+                buckets[-1].append(piece)
+                used += piece.num_bytes
         return buckets
 
     @property
@@ -72,3 +98,14 @@ class TransferEpoch:
     world_size: int
     rank_offsets: dict[str, int]  # rollout actor name -> its first rank
     deadline_s: float
+
+
+def assign_ranks(members: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """(first rank of each engine, world size) from each engine's number of ranks. The learner is
+    rank 0, the engines' ranks follow without a gap: {"a": 1, "b": 2, "c": 1} starts them at 1, 2
+    and 4 in a world of 5."""
+    offsets, size = {}, 1
+    for name, ranks in members.items():
+        offsets[name] = size
+        size += ranks
+    return offsets, size

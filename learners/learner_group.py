@@ -18,6 +18,7 @@ from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
 
 STEP_DEADLINE_S = 3600.0
 CLOSE_DEADLINE_S = 10.0
+GRACE_S = 10.0  # past its own deadline in a transfer
 
 
 class LearnerGroup:
@@ -112,7 +113,8 @@ class LearnerGroup:
         if self._zero_stage < 3:
             return await self._rank_zero("send")
         try:
-            return (await self._all("send", concurrency_group="compute"))[0]
+            deadline_s = self._transfer_deadline_s + GRACE_S
+            return (await self._all("send", deadline_s=deadline_s, concurrency_group="compute"))[0]
         except RayTaskError as error:
             raise WeightTransferError(str(error)) from error
 
@@ -146,13 +148,17 @@ class LearnerGroup:
         try:
             return await within(
                 getattr(self._actors[0], method).remote(*args),
-                self._transfer_deadline_s + 10,
+                self._transfer_deadline_s + GRACE_S,
                 f"learner rank 0: {method}",
             )
         except RayActorError as error:
             raise RunFailed(f"learner rank 0 died in {method}: {error}") from error
-        except (RayTaskError, TimeoutError) as error:
-            raise WeightTransferError(f"learner rank 0 failed in {method}: {error}") from error
+        except RayTaskError as error:
+            cause = getattr(error, "cause", None) or error
+            raise WeightTransferError(f"learner rank 0 failed in {method}: {cause}") from error
+        except TimeoutError as error:  # it keeps its own deadlines: it does not answer at all
+            self._kill()
+            raise RunFailed(f"learner rank 0 was killed, it gave no answer: {error}") from error
 
     async def _all(
         self,

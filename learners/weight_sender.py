@@ -1,14 +1,15 @@
 """Rank 0's side of a weight transfer.
 
 Invariant: bytes leave in the manifest's order, packed into its buckets, in the parameters' own
-dtype, each with a checksum; at most one bucket beside the parameters exists at a time.
+dtype, each with a checksum; beside the resident parameters at most one gathered parameter and one
+bucket exist at a time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -39,28 +40,20 @@ def send_weights(
     would wait for it for ever; then it raises.
     """
     started = time.monotonic()
-    parameters = dict(model.named_parameters())
     checksums: list[int] = []
     failure: Exception | None = None
-    for bucket in manifest.buckets():
-        flat = _pack(bucket, parameters, checksums, communicator, sharded)
-        if communicator is not None and failure is None:
-            try:
-                if time.monotonic() - started > communicator.epoch.deadline_s:
-                    raise TimeoutError("the transfer's deadline has passed")
-                communicator.broadcast(flat)
-            except (RuntimeError, TimeoutError) as error:
-                failure = _lost(communicator, bucket[0].name, error)
+    for first, flat in _packed_buckets(model, manifest, checksums, communicator, sharded):
+        if communicator is not None and flat is not None and failure is None:
+            failure = _try_send(communicator, flat, first, started)
         if failure is not None and not sharded:
             break
-    if communicator is not None:
-        if failure is not None:
-            communicator.close()
-            raise failure
-        try:
-            communicator.broadcast(_on_device(torch.tensor(checksums), communicator))
-        except RuntimeError as error:
-            raise _lost(communicator, "the checksums", error) from error
+    if communicator is not None and failure is None:
+        sums = _on_device(torch.tensor(checksums), communicator)
+        failure = _try_send(communicator, sums, "the checksums", started)
+    if failure is not None:
+        assert communicator is not None
+        communicator.close()
+        raise failure
     seconds = time.monotonic() - started
     return {
         "transfer_s": seconds,
@@ -69,28 +62,52 @@ def send_weights(
     }
 
 
-def _pack(
-    bucket: list[ParameterSpec],
-    parameters: dict[str, nn.Parameter],
+def _packed_buckets(
+    model: nn.Module,
+    manifest: WeightManifest,
     checksums: list[int],
     communicator: Communicator | None,
     sharded: bool,
-) -> Tensor | None:
-    """The bucket's bytes as one tensor where there is somebody to send them to; takes part in the
-    gathers everywhere."""
-    flat = None
-    if communicator is not None:
-        num_bytes = sum(spec.num_bytes for spec in bucket)
-        flat = _on_device(torch.empty(num_bytes, dtype=torch.uint8), communicator)
-    offset = 0
-    for spec in bucket:
-        with whole(parameters[spec.name], sharded) as values:
-            if flat is not None:
-                data = values.contiguous().view(-1).view(torch.uint8)
-                flat[offset : offset + spec.num_bytes] = data
-                checksums.append(checksum(data.cpu().numpy()))
-        offset += spec.num_bytes
-    return flat
+) -> Iterator[tuple[str, Tensor | None]]:
+    """(name of the first parameter, the bucket's bytes where there is somebody to send them to);
+    takes part in the gathers everywhere. A gathered parameter is let go once its bytes are packed;
+    one larger than a bucket stays until its last piece is."""
+    parameters = dict(model.named_parameters())
+    with ExitStack() as held:
+        data = nothing = torch.empty(0)
+        for bucket in manifest.buckets():
+            flat = None
+            if communicator is not None:
+                size = sum(piece.num_bytes for piece in bucket)
+                flat = _on_device(torch.empty(size, dtype=torch.uint8), communicator)
+            offset = 0
+            for piece in bucket:
+                if piece.start == 0:
+                    gathered = whole(parameters[piece.name], sharded)
+                    data = held.enter_context(gathered).contiguous().view(-1).view(torch.uint8)
+                    if flat is not None:
+                        checksums.append(checksum(data.cpu().numpy()))
+                if flat is not None:
+                    flat[offset : offset + piece.num_bytes] = data[piece.start : piece.stop]
+                offset += piece.num_bytes
+                if piece.ends:
+                    data = nothing
+                    held.close()
+            yield bucket[0].name, flat
+
+
+def _try_send(
+    communicator: Communicator, flat: Tensor, what: str, started: float
+) -> WeightTransferError | None:
+    """Broadcast within what is left of the transfer's one deadline, or say who was not reached."""
+    left_s = communicator.epoch.deadline_s - (time.monotonic() - started)
+    try:
+        if left_s <= 0:
+            raise TimeoutError("the transfer's deadline has passed")
+        communicator.broadcast(flat, left_s)
+    except (RuntimeError, TimeoutError) as error:
+        return _lost(communicator, what, error)
+    return None
 
 
 @contextmanager

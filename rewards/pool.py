@@ -112,10 +112,14 @@ class RewardPool:
             if worker.in_flight == 0:
                 self._retire(worker)
 
+    def num_workers(self) -> int:
+        """Workers that stay."""
+        return sum(not worker.leaving for worker in self._workers)
+
     def stats(self) -> dict[str, float]:
         """Counts since the start, and the load now."""
         return self._stats.snapshot() | {
-            "reward/workers": float(sum(not w.leaving for w in self._workers)),
+            "reward/workers": float(self.num_workers()),
             "reward/queue_depth": float(self._waiting),
             "reward/in_flight": float(sum(w.in_flight for w in self._workers)),
         }

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from h1r_rl.config.parallel_sizes import heads_of_folder, heads_of_tiny
 from h1r_rl.config.schema import ClusterConfig, RunConfig
 from h1r_rl.errors import ConfigError
 
@@ -118,18 +119,26 @@ def _check_parallelism(config: RunConfig) -> None:
             "weights.backend: nccl needs GPUs on both sides; set rollout.num_gpus and "
             "learner.num_gpus, or backend: gloo"
         )
-    tiny = config.model.tiny
-    if tiny and rollout.tensor_parallel > 1:
-        sizes = [
-            n
-            for n in range(1, tiny.num_heads + 1)
-            if tiny.num_heads % n == 0 and tiny.mamba_heads % n == 0
-        ]
-        if rollout.tensor_parallel not in sizes:
-            raise ConfigError(
-                f"rollout.tensor_parallel ({rollout.tensor_parallel}) does not divide the model's "
-                f"heads; sizes that work: {sizes}"
-            )
+    _check_tensor_parallel(config)
+
+
+def _check_tensor_parallel(config: RunConfig) -> None:
+    rollout, model = config.rollout, config.model
+    if rollout.tensor_parallel == 1:
+        return
+    heads = heads_of_tiny(model.tiny) if model.tiny else heads_of_folder(Path(model.path or ""))
+    if rollout.tensor_parallel not in heads.sizes():
+        raise ConfigError(
+            f"rollout.tensor_parallel ({rollout.tensor_parallel}) does not divide the model's "
+            f"heads (attention {heads.attention}, key/value {heads.key_value}, Mamba "
+            f"{heads.mamba} in {heads.mamba_groups} groups, MLP {heads.intermediate}); sizes that "
+            f"work: {heads.sizes()}"
+        )
+    if rollout.num_gpus and rollout.num_gpus < rollout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel ({rollout.tensor_parallel}) needs a GPU a rank, found "
+            f"rollout.num_gpus = {rollout.num_gpus:g}; set it to {rollout.tensor_parallel}"
+        )
 
 
 def _check_algorithm(config: RunConfig) -> None:

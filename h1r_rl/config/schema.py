@@ -304,6 +304,11 @@ class GRPOConfig(Section):
         description="Extra prompts admitted for one step in place of groups without signal, in "
         "multiples of prompts_per_step.",
     )
+    generation_cache: NonNegativeInt = Field(
+        default=0,
+        description="Groups generated beyond what the steps need and kept for later ones; costs "
+        "ceil(generation_cache / prompts_per_step) versions of staleness on top of max_staleness.",
+    )
     log_samples_every: PositiveInt = Field(
         default=10, description="Steps between logged sample tables."
     )
@@ -366,8 +371,23 @@ class RolloutConfig(Section):
         description="At a weight update running requests keep their KV/SSM state, or are prefilled "
         "again under the new weights.",
     )
+    request_seeds: bool = Field(
+        default=False,
+        description="A sampling seed for every request, of (run seed, prompt, pass, sample). vLLM "
+        "then samples request by request in Python, which is slow.",
+    )
     request_timeout_s: PositiveFloat = Field(
         default=600.0, description="A group unfinished for this long counts its engine as lost."
+    )
+    drain_timeout_s: PositiveFloat = Field(
+        default=120.0,
+        description="What an engine that leaves may take to finish its samples; the rest is "
+        "issued again elsewhere.",
+    )
+    max_replacements: NonNegativeInt = Field(
+        default=8,
+        description="Engines started in place of lost ones, in all; then the run goes on with "
+        "those that are left.",
     )
 
 

@@ -45,6 +45,10 @@ class PromptStream:
         pass_index, row = self._order.next()
         return dataclasses.replace(self._prompts[row], pass_index=pass_index)
 
+    def first(self) -> Prompt:
+        """A prompt to try things on; it takes no turn."""
+        return self._prompts[0]
+
     def position(self) -> dict[str, int]:
         """For a checkpoint: `restore` of a stream over the same problems goes on from here."""
         return self._order.position()

@@ -96,8 +96,8 @@ def reduce_metrics(sums: dict[str, float]) -> dict[str, float]:
             metrics[name[4:]] = value / sums[f"tokens_{name[4:]}"]
         elif name.startswith("age/"):
             _, age, what = name.split("/")
-            if what == "kl" and sums[f"age/{age}/tokens"]:
-                metrics[f"kl_behaviour_age_{age}"] = value / sums[f"age/{age}/tokens"]
+            if what != "tokens" and sums[f"age/{age}/tokens"]:
+                metrics[f"{what}_age_{age}"] = value / sums[f"age/{age}/tokens"]
     return metrics
 
 
@@ -172,6 +172,8 @@ def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str,
         }
         # A fixed set of ages, so that all ranks reduce the same keys.
         for a in range(plan.learner_version - plan.oldest_version + 1):
-            sums[f"age/{a}/kl"] = (kl * (age == a)).sum()
+            sums[f"age/{a}/kl_behaviour"] = (kl * (age == a)).sum()
+            sums[f"age/{a}/clip_fraction"] = (clipped & (age == a)).sum()
+            sums[f"age/{a}/truncated_share"] = (truncated & (age == a)).sum()
             sums[f"age/{a}/tokens"] = (age == a).sum()
     return {name: value.detach().to(torch.float64) for name, value in sums.items()}

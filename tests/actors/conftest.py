@@ -56,7 +56,10 @@ class PlainSender:
                 if close:  # the sockets go with the group, as with a killed process
                     self._communicator.close()
                 return
-            parts = [self.tensors[s.name].contiguous().view(torch.uint8).flatten() for s in bucket]
+            parts = [
+                self.tensors[p.name].contiguous().view(torch.uint8).flatten()[p.start : p.stop]
+                for p in bucket
+            ]
             self._communicator.broadcast(torch.cat(parts))
         sums = [
             checksum(self.tensors[s.name].contiguous().view(torch.uint8).flatten().numpy())

@@ -67,7 +67,7 @@ async def test_a_consumer_that_leaves_stops_its_requests(wire, rollout_pool):
     )  # a step that refreshes the numbers
     while (await rollout_pool.stats())["running"] and time.monotonic() < end:
         await wire.sample(rollout_pool, wire.prompt(6), 1, Sampling(1.0, 4))
-    assert rollout_pool._members["rollout-0"].in_flight == 0
+    assert rollout_pool._engines.members["rollout-0"].in_flight == 0
 
 
 async def test_weights_reach_running_generations(

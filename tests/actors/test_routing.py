@@ -9,7 +9,8 @@ import pytest
 
 from actors.completions import to_completion
 from actors.engine_args import engine_args, engine_env
-from actors.rollout_pool import EngineStart, Member, RolloutPool
+from actors.engine_process import EngineStart, Member
+from actors.rollout_pool import RolloutPool
 from actors.sampling_guard import refuse_foreign_logits_processors, rl_sampling
 from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 from h1r_rl.errors import ConfigError, RunFailed, WeightTransferError
@@ -33,29 +34,44 @@ class StubMethod:
 
 def _pool(monkeypatch, **methods) -> RolloutPool:
     """Three engines; each method has one answer an engine."""
-    monkeypatch.setattr("ray.kill", lambda actor: None)
-    pool = RolloutPool(CONFIG, WeightsConfig(), EngineStart("m", 0, "0", "r", 1.0, False))
+    monkeypatch.setattr("actors.engines.kill_actor", lambda actor: None)
+    config = CONFIG.model_copy(update={"actors": 3, "max_replacements": 0})
+    pool = RolloutPool(config, WeightsConfig(), EngineStart("m", 0, "0", "r", 1.0, False))
     for i in range(3):
         actor = SimpleNamespace(**{name: StubMethod(a[i]) for name, a in methods.items()})
-        pool._members[f"rollout-{i}"] = Member(actor, asyncio.Event())
-    pool._in_epoch = tuple(pool._members)
+        pool._engines.members[f"rollout-{i}"] = Member(actor, "0", ready=True)
+    pool._in_epoch = list(pool._engines.members)
     return pool
 
 
-def test_groups_go_to_the_least_loaded_engine_that_is_not_behind(monkeypatch):
+async def test_groups_go_to_the_least_loaded_engine_with_the_newest_weights(monkeypatch):
     pool = _pool(monkeypatch)
-    first, second, third = pool._members.values()
-    first.owe(8)
-    second.owe(4)
-    assert pool._least_loaded()[0] == "rollout-2"
-    third.behind = True
-    assert pool._least_loaded()[0] == "rollout-1"
+    engines = pool._engines
+    first, second, third = engines.members.values()
+    engines.owe(first, 8)
+    engines.owe(second, 4)
+    assert (await engines.serving())[0] == "rollout-2"
+    engines.version = first.version = second.version = "1"
+    assert (await engines.serving())[0] == "rollout-1"
+    assert pool.behind() == ["rollout-2"]
     second.leaving = first.leaving = True
-    assert pool._least_loaded()[0] == "rollout-2"  # behind, but the last
+    waiting = asyncio.create_task(engines.serving())  # none serves, one will
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    third.version = "1"
+    engines.changed.give()
+    assert (await asyncio.wait_for(waiting, 1))[0] == "rollout-2"
     third.leaving = True
     with pytest.raises(RunFailed, match="no rollout engine is left"):
-        pool._least_loaded()
+        await engines.serving()
     assert pool.members() == {"rollout-0": 2, "rollout-1": 2, "rollout-2": 2}
+
+
+async def test_an_engine_that_starts_is_no_member_yet(monkeypatch):
+    pool = _pool(monkeypatch)
+    pool._engines.members["rollout-1"].ready = False
+    assert list(pool.members()) == ["rollout-0", "rollout-2"]
+    assert pool.num_engines() == 3
 
 
 async def test_a_failed_transfer_keeps_its_engine_and_a_failed_commit_does_not(monkeypatch):
@@ -66,8 +82,8 @@ async def test_a_failed_transfer_keeps_its_engine_and_a_failed_commit_does_not(m
     assert e.value.members == ("rollout-1", "rollout-2")
     assert list(pool.members()) == ["rollout-0", "rollout-1"]
     assert pool.lost() == {"rollout-2": "boom"}
-    assert pool._members["rollout-1"].behind and not pool._members["rollout-0"].behind
-    assert not pool._members["rollout-1"].actor.commit.calls
+    assert pool.behind() == ["rollout-1"]
+    assert not pool._engines.members["rollout-1"].actor.commit.calls
 
 
 async def test_when_nobody_received_nobody_is_behind(monkeypatch):
@@ -75,8 +91,7 @@ async def test_when_nobody_received_nobody_is_behind(monkeypatch):
     pool = _pool(monkeypatch, staged=[bad] * 3, commit=[0.1] * 3)
     with pytest.raises(WeightTransferError, match="rollout-0.*rollout-1.*rollout-2"):
         await pool.commit("4")
-    assert len(pool.members()) == 3
-    assert not any(member.behind for member in pool._members.values())
+    assert len(pool.members()) == 3 and not pool.behind()
 
 
 def test_engine_settings_that_decide_correctness():

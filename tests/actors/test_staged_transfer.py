@@ -40,7 +40,8 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 def _send(communicator: Communicator, times: int = 1) -> None:
     for _ in range(times):
         for bucket in MANIFEST.buckets():
-            communicator.broadcast(torch.cat([_bytes(TENSORS[s.name]) for s in bucket]))
+            parts = [_bytes(TENSORS[p.name])[p.start : p.stop] for p in bucket]
+            communicator.broadcast(torch.cat(parts))
         sums = [checksum(_bytes(t).numpy()) for t in TENSORS.values()]
         communicator.broadcast(torch.tensor(sums, dtype=torch.int64))
 
@@ -53,7 +54,9 @@ def _settle(transfer: StagedTransfer, seconds: float = 10) -> str:
 
 
 def test_every_member_stages_the_same_bytes_twice():
-    assert len(MANIFEST.buckets()) == 3
+    cut = [p for bucket in MANIFEST.buckets() for p in bucket if p.name == "b.weight"]
+    assert [(p.start, p.stop) for p in cut] == [(0, 200), (200, 400), (400, 600), (600, 640)]
+    assert all(sum(p.num_bytes for p in b) <= 200 for b in MANIFEST.buckets())
     store = open_store()
     epoch = _epoch(store, 3, 10)
     members = [StagedTransfer(epoch, rank, CPU) for rank in (1, 2)]

@@ -190,6 +190,16 @@ def test_metrics_mean_what_their_names_say():
     adv = inputs.advantages.numpy()
     clipped = np.where(adv > 0, np.exp(delta) > 1.28, np.exp(delta) < 0.8)
     assert metrics["clip_fraction"] == pytest.approx(clipped.mean())
+    for age in range(3):
+        expected = clipped[ages == age].mean() if (ages == age).any() else 0.0
+        assert metrics.get(f"clip_fraction_age_{age}", 0.0) == pytest.approx(expected)
+    corrected = AlgorithmConfig(proximal="recompute", correction={"kind": "tis", "cap": 1.1})
+    moved = with_proximal(inputs, corrected)
+    _, sums = policy_loss(moved, corrected, make_plan(inputs), max_response_tokens=9)
+    metrics = reduce_metrics({k: v.item() for k, v in sums.items()})
+    cut = ((moved.proximal - moved.behaviour).exp() > 1.1).numpy()
+    assert 0 < metrics["truncated_share"] < 1
+    assert metrics["truncated_share_age_2"] == pytest.approx(cut[ages == 2].mean())
 
 
 def test_kl_estimators_agree_with_the_divergence_on_average():

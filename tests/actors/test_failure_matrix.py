@@ -1,0 +1,225 @@
+"""Processes stopped and killed around a weight transfer on gloo: three engines and a sender, each a
+process; pool, conversation, sender and receiver are the real ones, only the model is plain tensors.
+
+Whoever is left serves the new version, bit for bit; nothing outlives its deadline; errors name both
+sides and the parameter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from h1r_rl.config.schema import RolloutConfig, WeightsConfig
+from h1r_rl.errors import RunFailed
+
+sys.path.insert(0, str(Path(__file__).parent))
+DEADLINE_S = 6.0  # generous: a machine under load must not be what fails
+GRACE_S = 4.0
+BUCKET_S = 0.05  # a transfer of some 20 buckets takes a second
+# A transfer that fails, the look for who is silent, and one that succeeds; twice, for the load.
+BOUND_S = 2 * (2 * DEADLINE_S + 3 * GRACE_S)
+
+
+@pytest.fixture(scope="module")
+def services(ray_cluster):
+    """Processes by kind, kept over the cases; a lost one is replaced."""
+    import ray
+
+    kept = SimpleNamespace(pool=None, sender=None, made=[], version=0)
+    yield kept
+    for actor in kept.made:
+        ray.kill(actor)
+
+
+@pytest.fixture
+def world(services, monkeypatch):
+    import matrix_services as parts
+
+    path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    env = {"env_vars": {"PYTHONPATH": path}}
+
+    def start_actor(name, *_):
+        actor = parts.PlainEngine.options(runtime_env=env).remote(name)
+        services.made.append(actor)
+        return actor, actor.start.remote()
+
+    for module in ("actors.rollout_pool", "learners.learner_group"):
+        monkeypatch.setattr(f"{module}.GRACE_S", GRACE_S)
+    monkeypatch.setattr("actors.rollout_pool.CALL_DEADLINE_S", GRACE_S)
+    monkeypatch.setattr("actors.engines.start_actor", start_actor)
+
+    async def build() -> SimpleNamespace:
+        from actors.rollout_pool import RolloutPool
+        from cluster.weight_sync import WeightSync
+        from learners.learner_group import LearnerGroup
+
+        if services.sender is None:
+            services.sender = parts.PlainLearner.options(runtime_env=env).remote(
+                DEADLINE_S, BUCKET_S
+            )
+            services.made.append(services.sender)
+        if services.pool is None:
+            config = RolloutConfig(
+                max_response_tokens=8, max_model_len=16, actors=3, max_replacements=99
+            )
+            services.pool = await RolloutPool.start(
+                config, WeightsConfig(deadline_s=DEADLINE_S), model_folder="", seed=0,
+                initial_version="0", run_name="m", start_timeout_s=120,
+            )  # fmt: skip
+        pool, sender = services.pool, services.sender
+        sync = WeightSync(
+            LearnerGroup([sender], 0, DEADLINE_S), pool,
+            await asyncio.wait_for(sender.weight_manifest.remote(), 120),
+        )  # fmt: skip
+        w = SimpleNamespace(
+            pool=pool, sync=sync, sender=sender, services=services,
+            serving=asyncio.create_task(sync.serve()),
+            sender_pid=await asyncio.wait_for(sender.pid.remote(), 30),
+        )  # fmt: skip
+        await push(w)
+        await all_three(w)
+        w.pids = {n: f["pid"] for n, f in (await pool.facts()).items()}
+        w.victim = list(w.pids)[1]
+        return w
+
+    return build
+
+
+async def all_three(w) -> None:
+    """The replacement of whoever was lost holds what the others hold."""
+    end = time.monotonic() + 120
+    while len(w.pool.members()) < 3 or w.pool.behind():
+        assert time.monotonic() < end, "no replacement came"
+        await asyncio.sleep(0.05)
+
+
+async def push(w) -> dict[str, int]:
+    """Send the next version; what its parameters are. Raises what ended the conversation."""
+    expected = await begin(w)
+    await outcome(w)
+    return expected
+
+
+async def begin(w) -> dict[str, int]:
+    w.services.version += 1
+    expected = await asyncio.wait_for(w.sender.update.remote(w.services.version), 30)
+    w.sync.publish(w.services.version, then=_nothing)
+    return expected
+
+
+async def outcome(w) -> None:
+    sent = asyncio.create_task(w.sync.sent())
+    done, _ = await asyncio.wait(
+        {sent, w.serving}, return_when=asyncio.FIRST_COMPLETED, timeout=120
+    )
+    sent.cancel()
+    assert done, "the transfer hangs"
+    if w.serving in done:
+        w.serving.result()
+    w.sync.unchanged()
+
+
+async def close(w, *, sender_lost: bool = False) -> None:
+    w.serving.cancel()
+    await asyncio.gather(w.serving, return_exceptions=True)
+    w.pool.end_transfer()
+    if sender_lost:
+        w.services.sender = None
+
+
+async def held_by_all(w, version: int, expected: dict[str, int]) -> None:
+    facts = await w.pool.facts()
+    assert {f["version"] for f in facts.values()} == {str(version)}
+    assert all(f["held"] == expected for f in facts.values())
+    assert not w.pool.behind()
+
+
+STOPPED = pytest.param(signal.SIGSTOP, id="stopped", marks=pytest.mark.slow)
+KILLED = pytest.param(signal.SIGKILL, id="killed")
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+@pytest.mark.parametrize("how", [KILLED, STOPPED])
+async def test_an_engine_is_lost_and_the_others_serve_the_new_version(world, when, how, caplog):
+    w = await world()
+    try:
+        pid, lost_before = w.pids[w.victim], len(w.pool.lost())
+        if when != "during":  # after the last transfer, before the next one
+            os.kill(pid, how)
+        if when == "after":
+            await asyncio.sleep(0.5)  # long enough that the kill is noticed first
+        started = time.monotonic()
+        with caplog.at_level(logging.WARNING):
+            expected = await begin(w)
+            if when == "during":
+                await asyncio.sleep(6 * BUCKET_S)
+                os.kill(pid, how)
+            await outcome(w)
+        assert time.monotonic() - started < BOUND_S
+        await held_by_all(w, w.services.version, expected)
+        assert len(w.pool.lost()) == lost_before + 1 and w.victim in w.pool.lost()
+        if when == "during":  # both sides, and where it stood
+            assert "learner (rank 0) could not send" in caplog.text
+            assert w.victim in caplog.text and ".weight" in caplog.text
+        assert await _gone(pid), "the lost engine's process is still there"
+        await all_three(w)  # nothing was published for the joiner
+        await held_by_all(w, w.services.version, expected)
+    finally:
+        await close(w)
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+@pytest.mark.parametrize("how", [KILLED, STOPPED])
+async def test_a_lost_sender_ends_the_run_and_leaves_the_engines_whole(world, when, how):
+    """`before` is also after the last transfer: the engines serve what it brought."""
+    w = await world()
+    try:
+        served = await push(w)
+        version = w.services.version
+        if when == "before":
+            os.kill(w.sender_pid, how)
+        started = time.monotonic()
+        if when == "before":
+            w.sync.publish(version + 1, then=_nothing)
+        else:
+            await begin(w)
+            await asyncio.sleep(6 * BUCKET_S)
+            os.kill(w.sender_pid, how)
+        with pytest.raises(RunFailed, match="learner rank 0 (died|was killed)") as caught:
+            await outcome(w)
+        assert time.monotonic() - started < BOUND_S
+        text = str(caught.value)
+        assert all(name in text for name in w.pool.members())
+        assert "lost the learner (rank 0) at" in text or "from the learner (rank 0)" in text
+        assert ".weight" in text or ".bias" in text
+        assert len(w.pool.members()) == 3
+        await held_by_all(w, version, served)
+        assert await _gone(w.sender_pid), "the lost sender's process is still there"
+    finally:
+        await close(w, sender_lost=True)
+
+
+async def _nothing() -> None: ...
+
+
+async def _gone(pid: int) -> bool:
+    for _ in range(400):
+        if not _alive(pid):
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

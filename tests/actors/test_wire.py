@@ -1,0 +1,199 @@
+"""What no GPU is needed for of the NCCL side: all ranks issue the same collectives, the payloads
+pass vLLM's own validation, every rank of every engine has a number of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from actors.staged_transfer import DONE, StagedTransfer
+from h1r_rl.broadcast import Communicator, open_store
+from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest, assign_ranks
+
+TENSORS = {
+    "a.weight": torch.randn(7, 5),
+    "a.D": torch.randn(3).bfloat16(),
+    "b.weight": torch.randn(40, 4),  # larger than a bucket
+    "b.bias": torch.randn(1),
+}
+MANIFEST = WeightManifest(
+    tuple(
+        ParameterSpec(n, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        for n, t in TENSORS.items()
+    ),
+    bucket_bytes=200,
+)
+
+
+def test_ranks_over_engines_of_unequal_size_are_unique_and_contiguous():
+    offsets, world_size = assign_ranks({"a": 1, "b": 2, "c": 1})
+    assert offsets == {"a": 1, "b": 2, "c": 4} and world_size == 5
+    sizes = {"a": 1, "b": 2, "c": 1}
+    ranks = [offsets[n] + r for n, size in sizes.items() for r in range(size)]
+    assert [0, *ranks] == list(range(world_size))
+    assert assign_ranks({}) == ({}, 1)
+
+
+class Recorder:
+    """Stands in for a communicator: keeps what was issued, delivers over memory."""
+
+    wires: dict[int, list[tuple[str, int]]]
+
+    def __init__(self, epoch: TransferEpoch, rank: int) -> None:
+        self.epoch, self.rank = epoch, rank
+        self.issued = self.wires.setdefault(rank, [])
+
+    def broadcast(self, tensor: torch.Tensor, within_s: float | None = None) -> None:
+        self.issued.append((str(tensor.dtype), tensor.numel()))
+        if self.rank == 0:
+            self.sent.append(tensor.clone())
+            self.arrived.release(self.epoch.world_size - 1)
+            return
+        position = len(self.issued) - 1
+        assert self.arrived.acquire(timeout=10)
+        tensor.copy_(self.sent[position])
+
+    def close(self) -> None: ...
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in TENSORS.items():
+            self.register_parameter(name.replace(".", "_"), torch.nn.Parameter(value))
+
+
+def test_all_ranks_issue_the_same_collectives_in_order_and_size(monkeypatch):
+    """The learner's sender against receivers of three engines of 1, 2 and 1 ranks, on backend nccl:
+    what differs between the backends is how the group is made, and nothing of this."""
+    from learners.weight_sender import manifest_of, send_weights
+
+    sizes = {"a": 1, "b": 2, "c": 1}
+    offsets, world_size = assign_ranks(sizes)
+    epoch = TransferEpoch(1, "nccl", "", 0, world_size, offsets, 10.0)
+    Recorder.wires, Recorder.sent, Recorder.arrived = {}, [], threading.Semaphore(0)
+    monkeypatch.setattr("actors.staged_transfer.Communicator", Recorder)
+    monkeypatch.setattr("learners.weight_sender._on_device", lambda tensor, _: tensor)
+    model = Model()
+    manifest = manifest_of(model, 200)
+    members = [
+        StagedTransfer(epoch, offsets[name] + rank, torch.device("cpu"))
+        for name, size in sizes.items()
+        for rank in range(size)
+    ]
+    send_weights(model, manifest, Recorder(epoch, 0), sharded=False)
+    for member in members:
+        member.begin(manifest)
+        member._last.result(10)
+        assert member.outcome() == DONE
+        staged = member.take()
+        assert all(torch.equal(staged[n], p) for n, p in model.named_parameters())
+    assert sorted(Recorder.wires) == list(range(world_size))
+    first = Recorder.wires[0]
+    assert all(issued == first for issued in Recorder.wires.values())
+    buckets = [("torch.uint8", sum(p.num_bytes for p in b)) for b in manifest.buckets()]
+    assert first == [*buckets, ("torch.int64", len(TENSORS))]
+
+
+def test_our_payloads_pass_vllms_own_validation():
+    """The receiver is our subclass of vLLM's engine: its dictionaries are parsed by vLLM's
+    `parse_init_info` and `parse_update_info` into our dataclasses, which derive from vLLM's."""
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferInitInfo,
+        WeightTransferInitRequest,
+        WeightTransferUpdateInfo,
+        WeightTransferUpdateRequest,
+    )
+
+    from actors.weight_receiver import CommitInfo, ReceiverCommand, WeightReceiver
+
+    assert issubclass(ReceiverCommand, WeightTransferInitInfo)
+    assert issubclass(CommitInfo, WeightTransferUpdateInfo)
+    receiver = WeightReceiver.__new__(WeightReceiver)
+    epoch = TransferEpoch(3, "nccl", "10.0.0.1", 29500, 5, {"a": 1, "b": 2, "c": 4}, 60.0)
+    for name, first in epoch.rank_offsets.items():
+        join = {"action": "join", "epoch": dataclasses.asdict(epoch), "rank_offset": first}
+        parsed = receiver.parse_init_info(WeightTransferInitRequest(join).init_info)
+        assert parsed.rank_offset == first and TransferEpoch(**parsed.epoch) == epoch, name
+    receive = {
+        "action": "receive",
+        "parameters": [(p.name, list(p.shape), p.dtype) for p in MANIFEST.parameters],
+        "bucket_bytes": MANIFEST.bucket_bytes,
+    }
+    parsed = receiver.parse_init_info(WeightTransferInitRequest(receive).init_info)
+    assert [tuple(p) for p in parsed.parameters] == [
+        (p.name, list(p.shape), p.dtype) for p in MANIFEST.parameters
+    ]
+    assert receiver.parse_update_info(WeightTransferUpdateRequest({}).update_info) == CommitInfo()
+    with pytest.raises(ValueError):
+        receiver.parse_init_info({"action": "join", "rank_ofset": 1})
+
+
+def test_the_same_names_shapes_and_ranks_pass_vllms_nccl_dataclasses():
+    """Stock NCCL receivers could be driven by what we know: explicit rank offsets an engine."""
+    from vllm.distributed.weight_transfer.nccl_engine import (
+        NCCLWeightTransferEngine,
+        NCCLWeightTransferInitInfo,
+        NCCLWeightTransferUpdateInfo,
+    )
+
+    stock = NCCLWeightTransferEngine.__new__(NCCLWeightTransferEngine)
+    offsets, world_size = assign_ranks({"a": 1, "b": 2, "c": 1})
+    for first in offsets.values():
+        info = stock.parse_init_info(
+            {
+                "master_address": "10.0.0.1",
+                "master_port": 29500,
+                "rank_offset": first,
+                "world_size": world_size,
+            }
+        )
+        assert isinstance(info, NCCLWeightTransferInitInfo) and info.rank_offset == first
+    update = {
+        "names": [p.name for p in MANIFEST.parameters],
+        "dtype_names": [p.dtype for p in MANIFEST.parameters],
+        "shapes": [list(p.shape) for p in MANIFEST.parameters],
+    }
+    assert isinstance(stock.parse_update_info(update), NCCLWeightTransferUpdateInfo)
+    with pytest.raises(ValueError, match="same size"):
+        stock.parse_update_info(update | {"shapes": []})
+
+
+def test_closing_a_communicator_does_not_wait_for_a_pending_collective():
+    store = open_store()
+    epoch = TransferEpoch(1, "gloo", "127.0.0.1", store.port, 2, {}, 5.0)
+    made: list[Communicator] = []
+    meeting = [
+        threading.Thread(target=lambda rank=rank: made.append(Communicator(epoch, rank)))
+        for rank in (0, 1)
+    ]
+    for thread in meeting:
+        thread.start()
+    for thread in meeting:
+        thread.join(10)
+    receiver = next(c for c in made if c.rank == 1)
+    outcome = SimpleNamespace(error=None)
+
+    def wait() -> None:
+        try:
+            receiver.broadcast(torch.zeros(8))
+        except RuntimeError as error:
+            outcome.error = error
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    receiver.close()
+    assert time.monotonic() - started < 1
+    with pytest.raises(RuntimeError, match="epoch 1 is closed"):
+        receiver.broadcast(torch.zeros(8))
+    waiting.join(10)
+    assert outcome.error is not None  # an error for who waits, not silence
+    for communicator in made:
+        communicator.close()

@@ -1,0 +1,267 @@
+"""The run loop against what goes wrong and what is asked of it while it runs."""
+
+import asyncio
+import logging
+
+import pytest
+
+from cluster.grpo_loop import MAX_QUARANTINED, train_grpo
+from cluster.scale import Request
+from h1r_rl.errors import RolloutLost, RunFailed, WeightTransferError
+
+DEADLINE_S = 20.0
+
+
+async def run_to_end(run):
+    await asyncio.wait_for(train_grpo(run), DEADLINE_S)
+    await run.scaling.close()
+    return run.tracker.steps
+
+
+def cause(error):
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def failure(run) -> BaseException:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run_to_end(run)
+    return cause(caught.value)
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 - what is waited for happens in stubs without events
+        await asyncio.sleep(0.002)
+
+
+async def steps_done(run, count):
+    await until(lambda: len(run.tracker.steps) >= count)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_steps_end_with_the_engines_at_the_last_version(loop_world, staleness):
+    run = await loop_world.build(f"grpo.max_staleness={staleness}", "rollout.actors=2")
+    steps = await run_to_end(run)
+    assert len(steps) == 6 and all(len(plan.groups) == 4 for plan in loop_world.plans)
+    assert {e.holds for e in loop_world.engines.values()} == {"6"}
+    assert all(step["rollout/staleness_max"] <= staleness for step in steps)
+    assert all(step["buffer/dropped_stale"] == 0 for step in steps)
+    loop_world.account(run, loop_world)
+
+
+async def test_skipped_steps_at_staleness_zero_do_not_stall(loop_world):
+    loop_world.skip = {1, 2, 4}
+    run = await loop_world.build("grpo.max_staleness=0")
+    await run_to_end(run)
+    assert run.buffer.dropped["skipped_step"] == 12
+    assert [e.holds for e in loop_world.engines.values()] == ["3"]
+    loop_world.account(run, loop_world)
+
+
+async def test_a_prompt_without_room_is_quarantined_and_told(loop_world, caplog):
+    loop_world.too_long = {"p1", "p5"}
+    run = await loop_world.build()
+    with caplog.at_level(logging.WARNING):
+        steps = await run_to_end(run)
+    assert run.counts["quarantined"] == 2 == run.buffer.dropped["quarantined"]
+    assert steps[-1]["faults/quarantined"] == 2
+    assert "prompt p1/0 is quarantined: prompt p1/0 leaves no room" in caplog.text
+    loop_world.account(run, loop_world)
+
+
+async def test_nothing_but_quarantine_ends_the_run(loop_world):
+    loop_world.too_long = {f"p{i}" for i in range(1000)}
+    error = await failure(await loop_world.build())
+    assert isinstance(error, RunFailed)
+    assert f"{MAX_QUARANTINED} prompts in a row" in str(error) and "no room" in str(error)
+
+
+async def test_a_poisonous_prompt_is_quarantined_and_its_engines_replaced(loop_world):
+    loop_world.poison = {"p3"}
+    run = await loop_world.build("rollout.actors=2")
+    steps = await run_to_end(run)
+    assert run.buffer.dropped["quarantined"] == 1  # and nobody who shared an engine with it
+    assert len(run.rollouts.lost()) == 3
+    assert steps[-1]["engine/engines_lost"] == 3
+    loop_world.account(run, loop_world)
+
+
+async def test_an_engine_that_dies_is_replaced_and_serves_after_its_first_commit(loop_world):
+    run = await loop_world.build("rollout.actors=2", "grpo.steps=12")
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 3)
+    loop_world.engines["rollout-0"].kill()
+    await training
+    joiner = loop_world.engines["rollout-2"]
+    assert joiner.asked and all(version != "0" for _, version in joiner.asked)
+    assert set(run.rollouts.members()) == {"rollout-1", "rollout-2"}
+    loop_world.account(run, loop_world)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+async def test_all_engines_die_while_the_learner_holds(loop_world, staleness):
+    """Nothing is published meanwhile: the joiners get the version that the learner holds."""
+    run = await loop_world.build(
+        "rollout.actors=2", "grpo.steps=10", f"grpo.max_staleness={staleness}"
+    )
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 3)
+    for engine in list(loop_world.engines.values()):
+        engine.kill()
+    await training
+    assert len(loop_world.engines) == 4
+    for name in ("rollout-2", "rollout-3"):
+        assert all(version != "0" for _, version in loop_world.engines[name].asked)
+    loop_world.account(run, loop_world)
+
+
+async def test_without_replacements_the_run_ends_and_names_the_causes(loop_world):
+    run = await loop_world.build("rollout.max_replacements=0")
+    training = asyncio.create_task(failure(run))
+    await steps_done(run, 2)
+    loop_world.engines["rollout-0"].kill()
+    error = await training
+    assert isinstance(error, RunFailed) and "no rollout engine is left (rollout-0" in str(error)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+async def test_a_transfer_that_cannot_be_made_ends_the_run(loop_world, staleness):
+    """At staleness 0 the step loop waits for groups, not for the transfer, when it fails."""
+    loop_world.send_errors = [RunFailed("learner rank 0 died in send")]
+    run = await loop_world.build(f"grpo.max_staleness={staleness}")
+    error = await failure(run)
+    assert "learner rank 0 died in send" in str(error) and "the engines:" in str(error)
+
+
+async def test_a_transfer_that_fails_is_made_again(loop_world):
+    loop_world.send_errors = [WeightTransferError("one"), WeightTransferError("two")]
+    run = await loop_world.build()
+    await run_to_end(run)
+    assert loop_world.num_sends == 6 + 2
+    assert [e.holds for e in loop_world.engines.values()] == ["6"]
+    assert loop_world.learners[0].epochs == 3
+
+
+async def test_completions_that_are_gone_are_generated_again(loop_world):
+    loop_world.score_errors = [RolloutLost("rollout-0", "its completions are gone")] * 3
+    run = await loop_world.build()
+    await run_to_end(run)
+    assert run.counts["completions_lost"] == 3
+    assert all(len(g.samples) == 2 for plan in loop_world.plans for g in plan.groups)
+    loop_world.account(run, loop_world)
+
+
+async def test_identical_weights_are_pushed_once_more_and_must_change_nothing(loop_world):
+    run = await loop_world.build("rollout.actors=2", probe=True)
+    steps = await run_to_end(run)
+    assert loop_world.num_sends == 6 + 1
+    assert steps[-1].get("weights/identical_push_gap", 0.0) == 0.0
+    loop_world.reload_noise = {"rollout-1": 0.001}  # each reload moves it
+    run = await loop_world.build("rollout.actors=2", probe=True)
+    error = await failure(run)
+    assert "version 1 pushed twice" in str(error) and "rollout-1 by 0.00" in str(error)
+
+
+async def test_one_to_three_and_back_with_every_prompt_accounted_for(loop_world):
+    run = await loop_world.build("grpo.steps=40", "grpo.max_staleness=2")
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 5)
+    first = loop_world.control.ask(Request(rollout_actors=2, reward_workers=3))
+    second = loop_world.control.ask(Request(rollout_actors=3))  # one change with the first
+    await until(lambda: loop_world.control.outcome(second)[0] == "done")
+    assert loop_world.control.outcome(first) == loop_world.control.outcome(second)
+    grown = len(run.tracker.steps)
+    assert len(run.rollouts.members()) == 3 and run.rewards.workers == 3
+    await steps_done(run, grown + 8)
+    third = loop_world.control.ask(Request(rollout_actors=1))
+    await until(lambda: loop_world.control.outcome(third)[0] == "done")
+    assert list(run.rollouts.members()) == ["rollout-0"]
+    await training
+    engines = [step["engine/engines"] for step in run.tracker.steps]
+    assert engines[0] == 1 and max(engines) == 3 and engines[-1] == 1
+    for name in ("rollout-1", "rollout-2"):
+        asked = loop_world.engines[name].asked
+        assert asked and all(version != "0" for _, version in asked)
+    assert run.buffer.dropped == {"stale": 0} and not run.rollouts.lost()
+    assert run.counts["engines_lost"] == 0
+    tags = " ".join(f"{k}: {v}" for k, v in run.tracker.tags.items())
+    assert "3 rollout actors, 3 reward workers" in tags and "done: 1 rollout actors" in tags
+    loop_world.account(run, loop_world)
+
+
+async def test_a_leaver_hands_back_what_it_cannot_finish(loop_world):
+    loop_world.sample_s = lambda prompt, index: 0.002 if int(prompt.prompt_id[1:]) % 3 else 0.3
+    run = await loop_world.build(
+        "rollout.actors=2", "grpo.steps=6", "grpo.max_staleness=3", "rollout.drain_timeout_s=0.05"
+    )
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 1)
+    asked = loop_world.control.ask(Request(rollout_actors=1))
+    await training
+    assert loop_world.control.outcome(asked)[0] == "done"
+    assert run.counts["engines_left"] > 0 and run.counts["quarantined"] == 0
+    assert not run.rollouts.lost()
+    loop_world.account(run, loop_world)
+
+
+async def test_more_than_the_cluster_has_is_refused_and_the_run_goes_on(loop_world):
+    loop_world.free = {"CPU": 1.5}
+    run = await loop_world.build("grpo.steps=8")
+    asked = loop_world.control.ask(Request(rollout_actors=4))
+    await run_to_end(run)
+    outcome, text = loop_world.control.outcome(asked)
+    assert outcome == "refused" and "CPU more, 1.5 are free" in text
+    assert list(run.rollouts.members()) == ["rollout-0"]
+
+
+async def test_engines_that_do_not_start_are_told_and_the_run_goes_on(loop_world):
+    run = await loop_world.build("grpo.steps=30")
+    loop_world.start_s = 99.0
+    run.rollouts._engines._start = run.rollouts._engines._start.__class__(
+        "m", 0, "0", "r", 0.05, False
+    )
+    asked = loop_world.control.ask(Request(rollout_actors=3))
+    await run_to_end(run)
+    outcome, text = loop_world.control.outcome(asked)
+    assert outcome == "failed" and "2 of 2 engines did not start" in text
+    assert list(run.rollouts.members()) == ["rollout-0"]
+    loop_world.account(run, loop_world)
+
+
+async def test_the_learner_restarts_while_engines_generate_up_to_the_bound(loop_world):
+    run = await loop_world.build("grpo.steps=12", "grpo.max_staleness=1")
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 4)
+    loop_world.start_s = 0.3
+    loop_world.control.ask(Request(restart_learner=True))
+    while len(loop_world.learners) < 2:
+        await asyncio.sleep(0.001)
+        ready = run.buffer.metrics()["ready"] + run.buffer.metrics()["taken"]
+    assert ready == run.buffer.num_slots  # all that may be, and no more
+    await training
+    assert loop_world.learners[0].version == loop_world.saved
+    assert loop_world.learners[1].version == 12
+    assert [e.holds for e in loop_world.engines.values()] == ["12"]
+    loop_world.account(run, loop_world)
+
+
+async def test_all_engines_restart_on_request(loop_world):
+    run = await loop_world.build("grpo.steps=12", "rollout.actors=2", "rollout.max_replacements=0")
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 4)
+    loop_world.control.ask(Request(restart_rollouts=True))
+    await training
+    assert set(run.rollouts.members()) == {"rollout-2", "rollout-3"}
+    assert run.counts["quarantined"] == 0
+    loop_world.account(run, loop_world)
+
+
+async def test_a_generation_cache_keeps_surplus_groups(loop_world):
+    """At staleness 0 the engines work through the learner's step, for later steps."""
+    loop_world.learn_s = 0.02
+    run = await loop_world.build("grpo.max_staleness=0", "grpo.generation_cache=3")
+    steps = await run_to_end(run)
+    assert run.buffer.num_slots == 7 and run.buffer.max_staleness == 1
+    assert max(step["rollout/staleness_max"] for step in steps) == 1
+    loop_world.account(run, loop_world)
