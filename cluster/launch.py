@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,33 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     os.environ["RAY_JOB_STOP_WAIT_TIME_S"] = str(int(STOP_DEADLINE_S - 10))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _check_port(config.dashboard_port)
-    context = ray.init(
-        address="local",
-        num_cpus=embedded_cpus(config),
-        include_dashboard=True,
-        dashboard_port=config.dashboard_port or _free_port(),
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    with _any_agent_port():
+        context = ray.init(
+            address="local",
+            num_cpus=embedded_cpus(config),
+            include_dashboard=True,
+            dashboard_port=config.dashboard_port or _free_port(),
+            log_to_driver=False,
+            logging_level="warning",
+        )
     try:
         yield Cluster(f"http://{context.dashboard_url}", context.address_info["gcs_address"])
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """`ray start` takes a port for the agent that runs jobs, `ray.init` (2.60) always asks for the
+    same one: a second cluster on a machine comes up without an agent and takes no job."""
+    from ray._private.parameter import RayParams
+
+    original = RayParams.__init__
+    RayParams.__init__ = partialmethod(original, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        RayParams.__init__ = original
 
 
 def run_stage(
