@@ -175,9 +175,7 @@ def request_of(run_folder: Path, request: Request, wait_s: float) -> tuple[str, 
     if not (run_folder / "resolved.yaml").is_file():
         raise ConfigError(f"expected a run's folder, found none in {run_folder}; name it by path")
     if not RunFolder(run_folder).is_live():
-        raise ConfigError(
-            f"no run is live in {run_folder}; requests are for runs that are going on"
-        )
+        raise ConfigError(f"expected a live run in {run_folder}, found none; start it first")
     control = ControlFolder(run_folder)
     name = control.ask(request)
     end = time.monotonic() + wait_s
