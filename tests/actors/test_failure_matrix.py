@@ -21,6 +21,7 @@ from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 from h1r_rl.errors import RunFailed
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(600)]
 DEADLINE_S = 6.0  # generous: a machine under load must not be what fails
 GRACE_S = 4.0
 BUCKET_S = 0.05  # a transfer of some 20 buckets takes a second
@@ -142,7 +143,7 @@ async def held_by_all(w, version: int, expected: dict[str, int]) -> None:
     assert not w.pool.behind()
 
 
-STOPPED = pytest.param(signal.SIGSTOP, id="stopped", marks=pytest.mark.slow)
+STOPPED = pytest.param(signal.SIGSTOP, id="stopped")
 KILLED = pytest.param(signal.SIGKILL, id="killed")
 
 
