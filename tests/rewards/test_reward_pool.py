@@ -195,7 +195,7 @@ async def test_close_leaves_no_process():
 async def test_verdicts_stream_back_and_survive_their_worker():
     """What a part's first samples got is out while a later one still runs, and is not made again
     when the worker dies on it."""
-    pool = await start(timeout_s=3.0)
+    pool = await start(timeout_s=6.0)  # the kill below must come within it
     try:
         pid = await pid_of(pool)
         texts = [r"\boxed{1}", HANG, r"\boxed{2}", HANG]
