@@ -21,7 +21,7 @@ def metric(
         "value": round(float(value), 4),
         "unit": unit,
         "target": target,
-        "meets": meets,
+        "meets": None if meets is None else bool(meets),
         "note": note,
     }
 
