@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from cluster.splits import check_splits
+from cluster.splits import SPLITS, check_splits
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.generate import generate_into
 from h1r_rl.errors import ConfigError, DataError
@@ -15,7 +15,7 @@ from h1r_rl.errors import ConfigError, DataError
 def check_files(config: RunConfig) -> None:
     """Columns of every data file, and a chat template beside a real model's tokenizer."""
     data = config.data
-    for split in ("sft", "rl", "evaluation", "evaluation_code"):
+    for split in SPLITS:
         last = data.response_column if split == "sft" else data.ground_truth_column
         for path in getattr(data, split):
             found = _columns(path)

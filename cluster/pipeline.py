@@ -7,6 +7,7 @@ MLflow's parent run with the true outcome and no process of ours behind.
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     tracker, mistaken = None, False
     status: Any = "FAILED"
     progress = Progress(config, folder)
+    stack = ExitStack()
     try:
         config = _prepare(config, folder)
         with progress, timed(folder, "start"):
@@ -47,19 +49,16 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
             )
             tracker.log_params(config.model_dump(mode="json"))
             tracker.log_artifact(folder.path / "resolved.yaml")
-            embedded = ray_cluster(config.cluster)
-            cluster = embedded.__enter__()
-        try:
-            stages = plan_stages(config, folder, only)
-            folder.drop_records(stages)
-            with progress:
-                for stage in stages:
-                    progress.begin(stage)
-                    with timed(folder, stage):
-                        run_stage(cluster, stage, folder, tracker.run_id, on_poll=progress.refresh)
-                    folder.update_state(done=[*folder.state().get("done", []), stage])
-        finally:
-            embedded.__exit__(None, None, None)
+            cluster = stack.enter_context(ray_cluster(config.cluster))
+        stages = plan_stages(config, folder, only)
+        folder.drop_records(stages)
+        with progress:
+            for stage in stages:
+                progress.begin(stage)
+                with timed(folder, stage):
+                    run_stage(cluster, stage, folder, tracker.run_id, on_poll=progress.refresh)
+                folder.update_state(done=[*folder.state().get("done", []), stage])
+        stack.close()
         _close(config, folder, tracker, started)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -69,6 +68,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
         mistaken = True
         raise
     finally:
+        stack.close()
         if tracker is not None:
             tracker.end(status)
         if mistaken:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from h1r_rl.config.schema import DataConfig, GenerateDataConfig
+from h1r_rl.data.draw import pick
 from h1r_rl.data.generate_code import code_rows
 from h1r_rl.errors import ConfigError
 
@@ -133,14 +134,14 @@ def draw_problems(config: GenerateDataConfig, count: int, *, seed: int) -> list[
     rng = random.Random(f"{seed}/problems")  # Python fixes this stream over versions and platforms
     seen: dict[Problem, None] = {}
     while len(seen) < count:
-        length = _pick(rng, lengths)
-        operands = tuple(_pick(rng, DIGITS) for _ in range(length))
-        operators = "".join(OPERATORS[_pick(rng, range(3))] for _ in range(length - 1))
+        length = pick(rng, lengths)
+        operands = tuple(pick(rng, DIGITS) for _ in range(length))
+        operators = "".join(OPERATORS[pick(rng, range(3))] for _ in range(length - 1))
         seen.setdefault(Problem(operands, operators))
     problems = list(seen)
     # Short lengths may run out during drawing; splits cut from a shuffled list still look alike.
     for last in range(count - 1, 0, -1):
-        other = _pick(rng, range(last + 1))
+        other = pick(rng, range(last + 1))
         problems[last], problems[other] = problems[other], problems[last]
     return problems
 
@@ -169,11 +170,6 @@ def sft_trace(problem: Problem, config: GenerateDataConfig, style: random.Random
         f"{sign}{term}={value}" for sign, term, value in terms
     )
     return f"<think>{steps}</think>{boxed}" if formatted else f"{steps}{boxed}"
-
-
-def _pick(rng: random.Random, choices: Sequence[int]) -> int:
-    """Uniform up to 2^-50, from `random()` alone: the one stream Python promises to keep."""
-    return choices[int(rng.random() * len(choices))]
 
 
 def _write_atomically(table: Any, file: Path) -> None:

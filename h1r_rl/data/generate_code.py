@@ -27,6 +27,7 @@ from itertools import cycle, islice, product
 from typing import Any
 
 from h1r_rl.config.schema import GenerateDataConfig
+from h1r_rl.data.draw import pick
 from h1r_rl.errors import ConfigError
 
 OPERATORS = "+-*"
@@ -113,8 +114,8 @@ def draw_tasks(config: GenerateDataConfig, count: int, *, seed: int) -> list[Cod
     rng = random.Random(f"{seed}/code")  # Python fixes this stream over versions and platforms
     seen: dict[CodeTask, None] = {}
     while len(seen) < count:
-        operands = tuple(_pick(rng, OPERANDS) for _ in range(config.code_steps))
-        operators = "".join(OPERATORS[_pick(rng, range(3))] for _ in range(config.code_steps))
+        operands = tuple(pick(rng, OPERANDS) for _ in range(config.code_steps))
+        operators = "".join(OPERATORS[pick(rng, range(3))] for _ in range(config.code_steps))
         task = CodeTask(operands, operators)
         if task.brackets or sum(operands) % PLAIN_SHARE == 0:
             seen.setdefault(task)
@@ -137,11 +138,7 @@ def code_trace(task: CodeTask, config: GenerateDataConfig, style: random.Random)
 
 def ground_truth(task: CodeTask, points: random.Random) -> str:
     """Two inputs with their outputs, in the verifier's own JSON."""
-    first = _pick(points, POINTS)
-    second = _pick(points, [n for n in POINTS if n != first])
+    first = pick(points, POINTS)
+    second = pick(points, [n for n in POINTS if n != first])
     tests = [{"input": f"{n}\n", "output": f"{task.value(n)}\n"} for n in (first, second)]
     return json.dumps({"tests": tests})
-
-
-def _pick(rng: random.Random, choices: Any) -> int:
-    return choices[int(rng.random() * len(choices))]

@@ -16,7 +16,7 @@ from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig
 from h1r_rl.errors import RunFailed
 
 # Mean |log pi_learner - log mu| of a healthy pair, by the coarser side's compute dtype and the
-# engine's SSM state: the worst rows of tests/benchmarks/results/logprob_gap.json, rounded up.
+# engine's SSM state. Estimates on the safe side of what runs have shown; not measured as a table.
 GAP_FLOOR = {
     ("float32", "float32"): 1e-4,
     ("float32", "bfloat16"): 2e-2,
@@ -131,5 +131,5 @@ def _disagreement(step: int, sampled_by: str, gap: float, limit: float) -> str:
         f"step {step}: engine and learner disagree: mean |difference of log-probabilities| on "
         f"tokens sampled by {sampled_by} is {gap:.3g}, limit {limit:.3g}. The engine does not hold "
         "the learner's weights, or one side computes with a wrong multiplier, temperature or "
-        "precision. `h1r selftest MODEL` says which; docs/tripwires/logprob_gap.md says what to do"
+        "precision: docs/tripwires/logprob_gap.md says how to tell them apart and what to do"
     )

@@ -72,7 +72,7 @@ def test_a_growing_gap_warns_and_then_stops(caplog):
     assert "docs/tripwires/logprob_gap.md" in caplog.text
     assert wires.after_step(0, HEALTHY)["tripwire/logprob_gap"] == 1.0
     for gap in (1.01 * stop, math.nan, math.inf):
-        with pytest.raises(RunFailed, match="step 3: engine and learner disagree.*selftest"):
+        with pytest.raises(RunFailed, match="step 3: engine and learner disagree.*logprob_gap.md"):
             wires.before_update(3, {"logprob_gap": gap})
     with pytest.raises(RunFailed, match="earlier weights"):
         wires.before_update(3, {"logprob_gap_stale": 0.6})
