@@ -16,6 +16,13 @@ def engine_env(config: RolloutConfig) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
     }
     if not config.num_gpus:
+        if config.tensor_parallel == 1:
+            # The worker lives in the engine core's process. A process of its own, which vLLM's CPU
+            # build insists on otherwise (so as to bind threads), costs a start and a hop a token.
+            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if config.enforce_eager:
+            # Else vLLM compiles the ranking of log-probabilities, with a C++ compiler.
+            env["TORCH_COMPILE_DISABLE"] = "1"
         env |= {
             "OMP_NUM_THREADS": str(config.threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -54,6 +61,8 @@ def engine_args(
         "weight_transfer_config": {"backend": BACKENDS[weights.backend]},
         "worker_extension_cls": "actors.weight_receiver.WorkerExtension",
     }
+    if not config.num_gpus and config.tensor_parallel == 1:
+        args["distributed_executor_backend"] = "uni"
     if config.num_gpus:
         args["gpu_memory_utilization"] = config.gpu_memory_utilization
     elif config.kv_cache_gib is not None:

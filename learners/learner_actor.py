@@ -73,6 +73,8 @@ class LearnerActor:
         torch.manual_seed(seed + self._rank)
         if not on_gpu:
             torch.set_num_threads(self._learner.threads)
+            # Else DeepSpeed compiles collectives of its own at the first start; gloo's serve.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
             "nccl" if on_gpu else "gloo", verbose=False, auto_mpi_discovery=False
         )
