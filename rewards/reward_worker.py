@@ -1,16 +1,19 @@
 """The Ray actor that makes verdicts: a `Judge` and nothing else.
 
-Invariant: one call judges a list of completions and yields its verdicts in order, those at hand
-every FLUSH_S, so a slow one holds back no other; the actor holds no state that a replacement would
-miss.
+Invariant: one call judges a list of completions and yields its verdicts in order; a verdict at hand
+leaves within FLUSH_S, whatever the next one takes; the actor holds no state that a replacement
+would miss.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 import ray
 
@@ -40,6 +43,8 @@ class RewardWorker:
 
             ensure_sandbox(config)
         self._judge = Judge(config, max_response_tokens)
+        # One thread for life, and the only one that judges: a `Judge` has one owner.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
 
     def ready(self) -> int:
         """Process id, once the constructor is through."""
@@ -49,22 +54,51 @@ class RewardWorker:
         self, prompts: Prompt | Sequence[Prompt], completions: Sequence[Completion], skip: int = 0
     ) -> Iterator[Judged]:
         """All verdicts but the first `skip`; `prompts` is one for all, or one for each."""
-        verdicts: list[Verdict] = []
-        seconds: list[float] = []
-        flushed = time.monotonic()
-        for index, completion in list(enumerate(completions))[skip:]:
-            prompt = prompts if isinstance(prompts, Prompt) else prompts[index]
-            started = time.monotonic()
-            verdicts.append(self._judge.verdict(prompt, completion))
-            ended = time.monotonic()
-            seconds.append(ended - started)
-            if ended - flushed > FLUSH_S:
-                yield Judged(verdicts, seconds, self._judge.take_kills())
-                verdicts, seconds, flushed = [], [], ended
-        if verdicts:
-            yield Judged(verdicts, seconds, self._judge.take_kills())
+        each = [prompts] * len(completions) if isinstance(prompts, Prompt) else prompts
+        pairs = list(zip(each, completions, strict=True))[skip:]
+        made: SimpleQueue[Judged | BaseException] = SimpleQueue()
+        self._thread.submit(self._work, pairs, made)
+        while pairs:
+            batch = _at_hand(made, len(pairs))
+            pairs = pairs[len(batch.verdicts) :]
+            yield batch
 
     def close(self) -> None:
         """End the process in order: `atexit` handlers run (the sandbox's), as under no kill."""
         self._judge.close()
         ray.actor.exit_actor()
+
+    def _work(
+        self,
+        pairs: list[tuple[Prompt, Completion]],
+        made: SimpleQueue[Judged | BaseException],
+    ) -> None:
+        try:
+            for prompt, completion in pairs:
+                started = time.monotonic()
+                verdict = self._judge.verdict(prompt, completion)
+                seconds = time.monotonic() - started
+                made.put(Judged([verdict], [seconds], self._judge.take_kills()))
+        except BaseException as error:  # the caller's to raise: it waits for verdicts
+            made.put(error)
+
+
+def _at_hand(made: SimpleQueue[Judged | BaseException], left: int) -> Judged:
+    """The next verdict and those that follow it within FLUSH_S, at most `left`."""
+    verdicts: list[Verdict] = []
+    seconds: list[float] = []
+    kills: Counter[str] = Counter()
+    end = float("inf")
+    while len(verdicts) < left:
+        try:
+            one = made.get(timeout=max(end - time.monotonic(), 0)) if verdicts else made.get()
+        except Empty:
+            break
+        if isinstance(one, BaseException):
+            raise one
+        if not verdicts:
+            end = time.monotonic() + FLUSH_S
+        verdicts += one.verdicts
+        seconds += one.seconds
+        kills.update(one.kills)
+    return Judged(verdicts, seconds, dict(kills))

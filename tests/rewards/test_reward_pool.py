@@ -62,7 +62,9 @@ async def pid_of(pool: RewardPool, worker: int = 0) -> int:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Of whatever thread started them."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(p) for task in tasks for p in (task / "children").read_text().split()]
 
 
 async def until(condition, timeout_s: float = 30.0) -> None:
