@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
