@@ -1,7 +1,7 @@
 """The policy as a Hugging Face folder that transformers and vLLM load as they are.
 
-Invariant: the folder appears whole or not at all; tokenizer, chat template and generation settings
-are those of the folder that the policy came from.
+Invariant: the folder appears whole or not at all; tokenizer, chat template, generation settings and
+every other file are those of the folder that the policy came from, but for weights and the card.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from h1r_rl.errors import DataError
+from learners.model_card import BASE_CARD, CARD, OURS, front_matter, model_card
 from learners.weight_sender import whole
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".index.json")
@@ -40,5 +41,8 @@ def _write(model: nn.Module, state: dict[str, Tensor], source: Path, folder: Pat
     for file in sorted(source.iterdir()):
         target = draft / file.name
         if file.is_file() and not target.exists() and not file.name.endswith(WEIGHTS):
+            if file.name == CARD and OURS not in (front_matter(source).get("tags") or ()):
+                target = draft / BASE_CARD
             shutil.copy2(file, target)
+    (draft / CARD).write_text(model_card(source, model.config.model_type), encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     os.rename(draft, folder)
