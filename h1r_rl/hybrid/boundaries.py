@@ -9,7 +9,6 @@ own CPU versions drop them without a word; so the three that mix tokens are repl
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from h1r_rl.errors import ConfigError
+from h1r_rl.hybrid.cuda_kernels import kernel_problems, modeling_module
 from h1r_rl.hybrid.scan import chunked_scan
 
 ATTENTION = "h1r_documents"
 FAMILIES = ("falcon_h1", "granitemoehybrid", "nemotron_h")
-CUDA_KERNELS = ("mamba_ssm", "causal_conv1d")  # without them transformers drops seq_idx silently
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,14 @@ def honours_boundaries(model: Any) -> bool:
     """Whether documents may share a row: nothing that mixes tokens would cross a boundary."""
     if model.config.model_type not in FAMILIES:
         return False
-    if next(model.parameters()).is_cuda and not all(map(importlib.util.find_spec, CUDA_KERNELS)):
+    if next(model.parameters()).is_cuda and kernel_problems(model.config.model_type):
         return False
     installed = hasattr(_modeling_module(model), "h1r_originals")
     return installed and model.config._attn_implementation == ATTENTION
 
 
 def _modeling_module(model: Any) -> Any:
-    family = model.config.model_type
-    return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    return modeling_module(model.config.model_type)
 
 
 def document_attention(

@@ -7,7 +7,7 @@ transformers falls back to a slow path without sequence boundaries after a mild 
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from h1r_rl.errors import ConfigError, DataError
-from h1r_rl.hybrid.boundaries import CUDA_KERNELS, install_boundaries
+from h1r_rl.hybrid.boundaries import FAMILIES, install_boundaries
+from h1r_rl.hybrid.cuda_kernels import require_kernels
 
 
 def load_policy(
@@ -37,12 +38,7 @@ def load_policy(
             "checkpoints from outside are not loaded)"
         )
     if device.startswith("cuda"):
-        for package in CUDA_KERNELS:
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"training a hybrid on CUDA needs {package}, which is not installed; "
-                    "run `make setup PLATFORM=cuda`"
-                )
+        _refuse_on_cuda(json.loads((folder / "config.json").read_text()))
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
@@ -51,6 +47,19 @@ def load_policy(
     )
     install_boundaries(model)
     return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_on_cuda(config: dict[str, Any]) -> None:
+    """Before minutes of loading: kernels that are not there, and one that computes another norm."""
+    family = config.get("model_type")
+    if family in FAMILIES:
+        require_kernels(family)
+    if family == "granitemoehybrid" and config.get("mamba_n_groups", 1) > 1:
+        raise ConfigError(
+            "GraniteMoeHybrid with mamba_n_groups > 1: mamba_ssm's training kernel (and vLLM) norm "
+            "each group apart, transformers' own path all together; found mamba_n_groups "
+            f"{config['mamba_n_groups']}, only 1 can be trained on CUDA"
+        )
 
 
 def output_head(model: Any) -> tuple[Tensor, float]:

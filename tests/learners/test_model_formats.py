@@ -6,28 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from h1r_rl.config.schema import LearnerConfig, OptimizerConfig
 from h1r_rl.hybrid.load import load_policy
 from learners.deepspeed_engine import PolicyLogprobs
 from learners.export import export_folder
 from learners.model_card import front_matter
 from learners.weight_sender import manifest_of
 
+pytestmark = pytest.mark.usefixtures("one_rank")
 FORMATS = runpy.run_path(str(Path(__file__).parents[1] / "hybrid_formats.py"))
 LENGTHS = (1, 17, 5, 9)
 TEMPERATURE = 0.8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank(tmp_path_factory):
-    store = tmp_path_factory.mktemp("rank") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def batch():

@@ -1,0 +1,18 @@
+"""One process that is a whole learner, for what needs torch.distributed and no second rank."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def one_rank(tmp_path_factory) -> None:
+    """A default process group of one; it lives as long as the session, as DeepSpeed keeps it."""
+    import torch.distributed as dist
+
+    store = tmp_path_factory.mktemp("rank") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
