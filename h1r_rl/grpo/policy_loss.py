@@ -14,6 +14,8 @@ from torch import Tensor
 
 from h1r_rl.config.schema import AlgorithmConfig
 from h1r_rl.grpo.build_batch import TrainPlan
+from h1r_rl.grpo.corrections import correction_weight
+from h1r_rl.grpo.surrogates import surrogate_loss
 
 MAX_LOG_RATIO = 20.0  # exp stays finite in float32; far outside any clip range
 
@@ -38,12 +40,17 @@ class LossInputs:
 def policy_loss(
     inputs: LossInputs, algorithm: AlgorithmConfig, plan: TrainPlan, *, max_response_tokens: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(scalar share of the global objective, sums of metrics)."""
+    """(scalar share of the global objective, sums of metrics):
+
+    sum_t weight_t (w_t surrogate_t + beta KL_t) + lambda x cross-entropy on positives, the last one
+    the mean over the tokens of correct answers of -log pi_theta (Seed1.5-Thinking, 2504.13914;
+    `positive_ce` is lambda, 0 by default, 0.1 in VAPO and in falcon-h1r).
+    """
     anchor = inputs.behaviour if inputs.proximal is None else inputs.proximal
     log_ratio = (inputs.logprobs - anchor).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if algorithm.policy_loss == "gspo":
         log_ratio = _sequence_mean(log_ratio, inputs)
-    surrogate, clipped = _surrogate(log_ratio, inputs, algorithm)
+    surrogate, clipped = surrogate_loss(log_ratio, inputs.advantages, inputs.logprobs, algorithm)
     weight, truncated = _correction(inputs, algorithm)
     per_token = surrogate * weight
     if inputs.reference is not None and algorithm.kl.coefficient:
@@ -63,7 +70,9 @@ def sft_loss(logprobs: Tensor, num_target_tokens: int) -> tuple[Tensor, dict[str
 
 
 def reference_kl(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi_theta."""
+    """[N] estimates of KL(pi_theta || pi_ref) on sampled tokens, with r = pi_ref / pi_theta:
+    k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r (Schulman, "Approximating KL divergence",
+    2020). Default k3, as in GRPO (2402.03300), with coefficient 0 (there: 0.04)."""
     log_r = (reference - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
         return -log_r
@@ -75,7 +84,12 @@ def reference_kl(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
 def token_weights(
     inputs: LossInputs, algorithm: AlgorithmConfig, plan: TrainPlan, max_response_tokens: int
 ) -> Tensor:
-    """[N] weights of the reduction: token mean, mean of answer means, or a constant divisor."""
+    """[N] weights whose sum over the whole batch's tokens is the reduction.
+
+    token_mean: 1 / all tokens (DAPO, 2503.14476; the default). sequence_mean: 1 / (answers x own
+    length), GRPO's (2402.03300). constant: 1 / (answers x max_response_tokens), without a length
+    bias (Dr. GRPO, 2503.20783).
+    """
     ones = torch.ones_like(inputs.behaviour)
     if algorithm.aggregation == "token_mean":
         return ones / max(plan.num_target_tokens, 1)
@@ -101,39 +115,15 @@ def reduce_metrics(sums: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def _surrogate(
-    log_ratio: Tensor, inputs: LossInputs, algorithm: AlgorithmConfig
-) -> tuple[Tensor, Tensor]:
-    """Per-token loss (to be minimised) and where the clip took the gradient away."""
-    ratio = log_ratio.exp()
-    advantages = inputs.advantages
-    low, high = 1 - algorithm.clip_low, 1 + algorithm.clip_high
-    bounded = ratio.clamp(low, high)
-    if algorithm.policy_loss == "cispo":  # 2506.13585: the weight is clipped, never the gradient
-        return -bounded.detach() * advantages * inputs.logprobs, ratio != bounded
-    objective = torch.minimum(ratio * advantages, bounded * advantages)
-    clipped = (ratio * advantages) > (bounded * advantages)
-    if algorithm.policy_loss == "dual_clip":
-        floor = algorithm.dual_clip * advantages
-        clipped = clipped | ((advantages < 0) & (objective < floor))
-        objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
-    return -objective, clipped
-
-
 def _correction(inputs: LossInputs, algorithm: AlgorithmConfig) -> tuple[Tensor, Tensor]:
-    """w of the proximal policy against the engine's, and where it was cut. Never differentiated."""
-    ones = torch.ones_like(inputs.behaviour)
-    correction = algorithm.correction
-    if inputs.proximal is None or correction.kind == "none":
+    """The tokens' weights and where they were cut; behaviour as the anchor leaves nothing over."""
+    if inputs.proximal is None:
+        ones = torch.ones_like(inputs.behaviour)
         return ones, torch.zeros_like(ones, dtype=torch.bool)
     log_w = (inputs.proximal - inputs.behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).detach()
-    if correction.level == "sequence":  # geometric mean: comparable across lengths
+    if algorithm.correction.level == "sequence":
         log_w = _sequence_mean(log_w, inputs)
-    w = log_w.exp()
-    if correction.kind == "tis":
-        return w.clamp(max=correction.cap), w > correction.cap
-    outside = (w < correction.low) | (w > correction.high)
-    return torch.where(outside, torch.zeros_like(w), w), outside
+    return correction_weight(log_w.exp(), algorithm.correction)
 
 
 def _sequence_sum(values: Tensor, inputs: LossInputs) -> Tensor:
