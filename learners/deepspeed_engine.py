@@ -72,7 +72,13 @@ def deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig) -> dict
         "steps_per_print": 10**9,
     }
     if learner.autocast == "bfloat16":
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # No module may travel rounded: else linear and convolution weights are gathered (and then
+        # sent and exported) and their gradients are reduced in bfloat16.
+        config["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        }
     return config
 
 

@@ -2,7 +2,8 @@
 
 Versions are those of requirements/cuda-kernels.txt; pip fetches the sdists from wherever it is
 configured to look. Nothing of them is built or imported: signatures, argument shapes and checks are
-read from their sources. Run by hand when the lock moves: python tests/h1r_rl/record_kernel_signatures.py
+read from their sources. Run by hand when the lock moves:
+python tests/h1r_rl/record_kernel_signatures.py
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import torch
 
 from h1r_rl.hybrid import boundaries
 from h1r_rl.hybrid.boundaries import honours_boundaries, install_boundaries
+from h1r_rl.hybrid.load import output_head
 from h1r_rl.hybrid.packed_forward import hidden_states
 
 FORMATS = runpy.run_path(str(Path(__file__).parents[1] / "hybrid_formats.py"))
@@ -50,30 +51,39 @@ def gradients(model, loss):
     return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
-def test_equals_one_by_one(model, monkeypatch):
+def loss_of(logits, ids, starts):
+    """Weighted log-probabilities of every token that another one of its document precedes."""
+    positions = torch.tensor([i for i in range(len(ids)) if i not in starts.tolist()])
+    weights = torch.rand(len(positions), generator=torch.Generator().manual_seed(5))
+    chosen = logits.log_softmax(-1)[positions - 1, ids[positions]]
+    return -(chosen * weights.to(chosen.dtype)).sum()
+
+
+def test_loss_logits_and_gradients_equal_one_by_one(model, monkeypatch):
     ids, starts = row()
     assert honours_boundaries(model)
-    packed = hidden_states(model, ids, starts)
-    seed = torch.randn_like(packed)
-    ours = gradients(model, (packed * seed).sum())
+    parameters = dict(model.named_parameters())
+    weight, multiplier = output_head(model)
+    packed = hidden_states(model, ids, starts) @ weight.T * multiplier
+    loss = loss_of(packed, ids, starts)
+    ours = torch.autograd.grad(loss, list(parameters.values()))
     with_originals(model, monkeypatch)
     alone = torch.cat(
         [
-            model.get_decoder()(input_ids=ids[None, s:e], use_cache=False)
-            .last_hidden_state.reshape(int(e - s), -1)
+            model(input_ids=ids[None, s:e], use_cache=False).logits.reshape(int(e - s), -1)
             for s, e in zip(starts[:-1], starts[1:], strict=True)
         ]
-    )  # fmt: skip
+    )
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
-    for name, expected in gradients(model, (alone * seed).sum()).items():
+    expected_loss = loss_of(alone, ids, starts)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+    gradients_alone = torch.autograd.grad(expected_loss, list(parameters.values()))
+    for name, found, expected in zip(parameters, ours, gradients_alone, strict=True):
         scale = expected.abs().max().clamp(min=1e-3)
         torch.testing.assert_close(
-            ours[name] / scale,
-            expected / scale,
-            rtol=0,
-            atol=1e-5,
+            found / scale, expected / scale, rtol=0, atol=1e-5,
             msg=lambda m, n=name: f"{n}: {m}",
-        )
+        )  # fmt: skip
 
 
 def test_a_document_never_moves_another(model):

@@ -1,0 +1,95 @@
+"""What saves memory changes no result: sharding, offload and checkpointing give the plain step;
+bfloat16 is autocast over float32 parameters, which stay float32 to the export."""
+
+from __future__ import annotations
+
+import itertools
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from h1r_rl.config.schema import AlgorithmConfig, LearnerConfig, OptimizerConfig
+from h1r_rl.grpo.build_batch import plan_train_batch
+from h1r_rl.hybrid.tiny import build_tiny_model
+from learners.deepspeed_engine import apply_gradients, build_engine
+from learners.export import export_folder
+from learners.train_step import run_plan
+
+PRESETS = runpy.run_path(str(Path(__file__).with_name("test_presets_train.py")))
+NUMBER = itertools.count()
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, one_rank):
+    folder = tmp_path_factory.mktemp("memory") / "tiny"
+    build_tiny_model(PRESETS["SMALL"], folder, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """(exported weights, loss) after two steps under given settings."""
+    groups, answers = PRESETS["groups_and_answers"]()
+    plan = plan_train_batch(
+        groups, AlgorithmConfig(), ranks=1, micro_batch_tokens=60, learner_version=0,
+        max_staleness=STEPS,
+    )  # fmt: skip
+    before = PRESETS["logprobs_of"](PRESETS["policy"](folder), plan, answers)
+    sampled = {k: replace(a, logprobs=before[k]) for k, a in answers.items()}
+
+    def train(**settings):
+        policy = PRESETS["policy"](folder)
+        engine = build_engine(
+            policy,
+            LearnerConfig(**settings),
+            OptimizerConfig(learning_rate=1e-3, warmup_steps=0),
+        )
+        for _ in range(STEPS):
+            metrics = run_plan(
+                engine, plan, sampled, algorithm=AlgorithmConfig(), reference=None,
+                max_response_tokens=16,
+            )  # fmt: skip
+            norm, skipped = apply_gradients(engine)
+            assert norm > 0 and not skipped
+        target = folder.parent / f"trained-{next(NUMBER)}"
+        sharded = settings.get("zero_stage") == 3
+        export_folder(policy.model, folder, target, sharded=sharded)
+        return load_file(target / "model.safetensors"), metrics
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def plain(trained):
+    return trained()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": True},
+        {"zero_stage": 1, "offload_optimizer": True},
+        {"zero_stage": 2, "offload_optimizer": True, "gradient_checkpointing": True},
+        {"zero_stage": 3, "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_the_step_is_the_plain_one(trained, plain, settings):
+    weights, metrics = trained(**settings)
+    assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-4, abs=1e-6)
+    for name, expected in plain[0].items():
+        torch.testing.assert_close(weights[name], expected, rtol=1e-4, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_bfloat16_is_over_float32_masters(trained, plain, zero_stage):
+    weights, metrics = trained(zero_stage=zero_stage, autocast="bfloat16")
+    assert metrics["logprob_gap"] == pytest.approx(plain[1]["logprob_gap"], abs=0.05)
+    for name, found in weights.items():
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, found.bfloat16().float()), f"{name} was rounded"
