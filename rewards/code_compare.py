@@ -6,6 +6,7 @@ a comparison of its own: values are of exact built-in types (`rewards.sandbox.co
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from decimal import Decimal
@@ -14,6 +15,7 @@ from typing import Any
 from rewards.sandbox.codec import Members, Pairs
 
 MAX_NUMBER_CHARS = 400
+MAX_INT_KEY = 1 << 64  # longer ones are no keys: their digits cost quadratic time
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 
@@ -30,7 +32,10 @@ def same_output(claimed: bytes, expected: str, tolerance: float = 0.0) -> bool:
 
 
 def same_value(claimed: Any, expected: Any, tolerance: float = 0.0) -> bool:
-    """`claimed` as decoded without hashing, `expected` from JSON. A tuple is a list there."""
+    """`claimed` as decoded without hashing, `expected` from JSON.
+
+    As in JSON a tuple is a list and a key is text; nan is nan; True is 1, as Python has it.
+    """
     if isinstance(expected, list):
         return (
             type(claimed) in (list, tuple)
@@ -41,16 +46,27 @@ def same_value(claimed: Any, expected: Any, tolerance: float = 0.0) -> bool:
         return (
             type(claimed) is Pairs
             and len(claimed) == len(expected)
-            and all(
-                type(key) is str and key in expected and same_value(value, expected[key], tolerance)
-                for key, value in claimed
-            )
+            and {_key(key) for key, _ in claimed} == expected.keys()  # a forged one may repeat
+            and all(same_value(value, expected[_key(key)], tolerance) for key, value in claimed)
         )
     if type(claimed) in (list, tuple, Pairs, Members):
         return False
     if _number(claimed) and _number(expected) and tolerance:
         return _close(claimed, expected, tolerance)
-    return bool(claimed == expected)
+    return bool(claimed == expected) or (_nan(claimed) and _nan(expected))
+
+
+def _key(key: Any) -> str | None:
+    """The key as JSON writes it; None for one that it cannot."""
+    if type(key) is str:
+        return key
+    if key is None or type(key) in (bool, float) or (type(key) is int and abs(key) < MAX_INT_KEY):
+        return json.dumps(key)
+    return None
+
+
+def _nan(value: Any) -> bool:
+    return type(value) is float and value != value
 
 
 def _lines(text: str) -> list[str]:

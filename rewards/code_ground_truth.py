@@ -25,6 +25,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rewards.sandbox.codec import CodecError, encode
+
 
 class BadGroundTruth(ValueError):
     """The reason, as a code."""
@@ -88,6 +90,16 @@ def _call(test: dict[str, str]) -> tuple[list[Any], Any]:
         raise BadGroundTruth("test_is_not_json") from None
 
 
+def reach_the_function(problem: CodeProblem) -> bool:
+    """Whether all arguments are few and flat enough to be passed into a jail."""
+    try:
+        for arguments, _ in problem.tests if problem.kind == "call" else ():
+            encode(("call", tuple(arguments), {}))
+    except CodecError:
+        return False
+    return True
+
+
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not name.isidentifier():
         raise BadGroundTruth("no_function_name")
@@ -95,4 +107,8 @@ def _name(name: Any) -> str:
 
 
 def _texts(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
+    """Each is a string, and one that UTF-8 can carry."""
+    try:
+        return all(isinstance(value, str) and value.encode() is not None for value in values)
+    except UnicodeEncodeError:
+        return False

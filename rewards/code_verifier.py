@@ -24,14 +24,16 @@ from functools import cache
 from h1r_rl.config.schema import CodeConfig, HttpSandboxConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.code_compare import same_output, same_value
-from rewards.code_ground_truth import BadGroundTruth, CodeProblem, parse
+from rewards.code_ground_truth import BadGroundTruth, CodeProblem, parse, reach_the_function
 from rewards.code_text import MAX_CODE_CHARS, answer_part, completed, last_block, prompt_code
+from rewards.sandbox.codec import CodecError
 from rewards.sandbox.executor import Executor, JailExecutor
 from rewards.sandbox.http_executor import HttpExecutor
 from rewards.sandbox.jobs import SandboxLost
 from rewards.sandbox.limits import Limits
 
 PASSED = "correct"
+TOO_LARGE = "arguments_too_large"
 
 
 def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
@@ -48,7 +50,10 @@ def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
     executor = executor_for(options)
     if problem.kind == "check":
         return _checked(executor, problem, prompt, code, options.code)
-    reasons = list(_run_tests(executor, problem, prompt, code, options.code))
+    try:
+        reasons = list(_run_tests(executor, problem, prompt, code, options.code))
+    except CodecError:  # raised here for arguments alone, before a program runs
+        return Verdict(None, {}, f"bad_ground_truth:{TOO_LARGE}")
     failures = [reason for reason in reasons if reason != PASSED]
     return _verdict(options.code, reasons, failures[0] if failures else PASSED)
 
@@ -56,10 +61,10 @@ def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
 def check_ground_truth(ground_truth: str) -> str | None:
     """Why a problem cannot be judged, or None."""
     try:
-        parse(ground_truth)
+        problem = parse(ground_truth)
     except BadGroundTruth as error:
         return str(error)
-    return None
+    return None if reach_the_function(problem) else TOO_LARGE
 
 
 def executor_for(options: RewardConfig) -> Executor:

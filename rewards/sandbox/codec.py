@@ -27,6 +27,10 @@ class CodecError(ValueError):
     """Not plain data, or more of it than is let through."""
 
 
+class NotPlain(CodecError):
+    """A value of another type."""
+
+
 class Pairs(list):
     """A dict read without hashing: [(key, value), ...]."""
 
@@ -69,7 +73,7 @@ def _write(value: Any, out: bytearray, limit: int, depth: int) -> None:
         for member in members:
             _write(member, out, limit, depth + 1)
     else:
-        raise CodecError(f"expected plain data, found {kind.__name__}")
+        raise NotPlain(f"expected plain data, found {kind.__name__}")
     if len(out) > limit:
         raise CodecError(f"more than {limit} bytes")
 

@@ -32,7 +32,7 @@ class Executor(Protocol):
         ...
 
     def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
-        """`entry(*arguments)`, its value in `Outcome.value`."""
+        """`entry(*arguments)`, its value in `Outcome.value`. CodecError for too large arguments."""
         ...
 
     def check(self, source: str, test: dict[str, str], limits: Limits) -> tuple[str, str]:
@@ -69,7 +69,8 @@ class JailExecutor:
 
     def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
         payload = {"mode": "serve", "source": source, "entry_point": entry}
-        return self._twice(lambda: self._value(payload, arguments, limits))
+        request = encode(("call", tuple(arguments), {}))
+        return self._twice(lambda: self._value(payload, request, limits))
 
     def check(self, source: str, test: dict[str, str], limits: Limits) -> tuple[str, str]:
         candidate = {"mode": "serve", "source": source, "entry_point": test["entry_point"]}
@@ -113,10 +114,10 @@ class JailExecutor:
         with self._job(payload, stdin, limits) as job:
             return job.outcome()
 
-    def _value(self, payload: dict[str, Any], arguments: list[Any], limits: Limits) -> Outcome:
+    def _value(self, payload: dict[str, Any], request: bytes, limits: Limits) -> Outcome:
         with self._job(payload, b"", limits) as job:
             try:
-                reply = read_value(job.ask(encode(("call", tuple(arguments), {})), job.deadline))
+                reply = read_value(job.ask(request, job.deadline))
             except TimeoutError:
                 return Outcome("timeout")
             except MalformedReply:

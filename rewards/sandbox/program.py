@@ -18,7 +18,7 @@ import traceback
 import types
 from typing import Any, NoReturn
 
-from rewards.sandbox.codec import MESSAGE_BYTES, CodecError, decode, encode
+from rewards.sandbox.codec import MESSAGE_BYTES, CodecError, NotPlain, decode, encode
 
 CHANNEL = 3
 FRAME = struct.Struct("<I")
@@ -71,7 +71,7 @@ def _serve(payload: dict[str, Any]) -> None:
         try:
             reply = _value(function(*arguments, **keywords))
         except Exception as error:
-            kind = "TypeError" if type(error) is CodecError else type(error).__name__[:100]
+            kind = "TypeError" if isinstance(error, CodecError) else type(error).__name__[:100]
             reply = encode(("error", kind, _text(error)))
         send(reply)
 
@@ -105,8 +105,10 @@ def _check(payload: dict[str, Any]) -> None:
         nonlocal calls
         try:
             request = encode(("call", arguments, keywords))
-        except CodecError:
+        except NotPlain:
             _end_check("unsupported", "arguments_not_plain")
+        except CodecError:  # a candidate's own value, passed back to it, may do that
+            _end_check("failed" if calls else "unsupported", "arguments_too_large")
         calls += 1
         send(request)
         reply = receive()

@@ -56,8 +56,15 @@ def host(tmp_path_factory):
     for server in (by_path, abstract):
         server.listen()
     sentinel = subprocess.Popen(["sleep", "600"])
-    words = {"PORT": str(listener.getsockname()[1]), "SOCKET_PATH": path, "SOCKET_NAME": name}
+    session = tmp_path_factory.mktemp("ray") / "session_latest"
+    session.mkdir()
+    (session / "plasma_store").write_text("marker")
+    words = {
+        "PORT": str(listener.getsockname()[1]), "SOCKET_PATH": path, "SOCKET_NAME": name,
+        "RAY_SESSION": str(session),
+    }
     yield words
+    assert [file.name for file in session.iterdir()] == ["plasma_store"]
     assert sentinel.poll() is None, "an attack killed a process of the host"
     assert marker.read_text() == "untouched"
     sentinel.kill()
@@ -133,7 +140,7 @@ def test_attack_succeeds_without_walls(source, host, open_executor):
         pytest.skip("needs a home that this user may read")
     for word, value in host.items():
         source = source.replace(word, value)
-    limits = Limits(wall_s=20, memory_bytes=4 << 30, file_bytes=1 << 41)
+    limits = Limits(wall_s=120, memory_bytes=4 << 30, file_bytes=1 << 41)
     assert b"ESCAPED" in open_executor.script(source, b"", limits).stdout
 
 

@@ -114,6 +114,27 @@ def test_value_is_refused(source, truth, options):
     assert time.monotonic() - started < PROMPT_S
 
 
+def test_a_forged_dict_with_a_key_twice_is_not_the_expected_one(options):
+    """No interpreter makes it, a message can say it: half the answer is not the answer."""
+    truth = {"fn_name": "f", "tests": [{"input": "3", "output": '{"a": 1, "b": 2}'}]}
+    pair = r"s\1\0\0\0ai\1\0\0\0\1"
+    message = rf"b't\2\0\0\0s\5\0\0\0valued\2\0\0\0{pair}{pair}'"
+    assert verdict(options, _WRITE.format(message=message), truth).score == 0.0
+    assert verdict(options, "def f(x): return {'b': 2, 'a': 1}", truth).score == 1.0
+
+
+@pytest.mark.parametrize(
+    "value", ["'x' * (5 << 20)", "'x' * ((4 << 20) - 40)", "deep"],
+    ids=["too_large", "large", "deep"],
+)
+def test_no_value_makes_the_test_impossible(value, options):
+    """A value that the test cannot pass on is a wrong answer, never one without a score."""
+    check = "def check(candidate):\n    got = candidate(1)\n    candidate([got, got])\n"
+    source = f"deep = 0\nfor _ in range(62): deep = [deep]\ndef f(x): return {value}"
+    found = verdict(options, source, {"check": check, "entry_point": "f"})
+    assert (found.score, found.reason) == (0.0, "wrong")
+
+
 def test_no_exception_ends_the_tests_loop(options):
     assert verdict(options, "def f(x): return x + 1", LOOP_CHECK).score == 1.0
     kinds = ("StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "IndexError")

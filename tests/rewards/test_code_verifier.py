@@ -324,6 +324,29 @@ def test_tolerance(options):
     assert judged(options, call | {"tolerance": 1e-9}, code).score == 0.0
 
 
+@pytest.mark.parametrize(
+    ("returned", "expected", "same"),
+    [
+        ("True", "true", True), ("True", "false", False), ("1", "true", True), ("2", "true", False),
+        ("'True'", "true", False), ("None", "null", True), ("0", "null", False),
+        ("False", "null", False), ("''", "null", False), ("[]", "null", False),
+        ("float('nan')", "NaN", True), ("[float('nan')]", "[NaN]", True), ("None", "NaN", False),
+        ("0.0", "NaN", False), ("float('nan')", "0", False), ("float('inf')", "Infinity", True),
+        ("float('-inf')", "Infinity", False), ("2.0", "2", True), ("-0.0", "0", True),
+        ("0.1 + 0.2", "0.3", False), ("'2'", "2", False), ("2 + 0j", "2", True),
+        ("(1, [2])", "[1, [2]]", True), ("{1, 2}", "[1, 2]", False), ("[1]", "[1, 1]", False),
+        ("{1: 'a', None: 2}", '{"1": "a", "null": 2}', True), ("{1: 'a'}", '{"2": "a"}', False),
+        ("{1: 0, '1': 0}", '{"1": 0}', False), ("{(1,): 0}", '{"(1,)": 0}', False),
+        ("{10 ** 5000: 0}", '{"1": 0}', False), ("[]", "{}", False), ("{}", "[]", False),
+        ("b'a'", '"a"', False), ("2 ** 64", "18446744073709551616", True),
+        ("2 ** 53 + 1", "9007199254740992.0", False), ("1 << 5_000_000", "1e400", False),
+    ],
+)
+def test_value_comparison(returned, expected, same, options):
+    truth = {"fn_name": "f", "tests": [{"input": "", "output": expected}]}
+    assert judged(options, truth, fenced(f"def f(): return {returned}")).score == float(same)
+
+
 def test_fraction_of_tests(options):
     share = options.model_copy(update={"code": CODE.model_copy(update={"score": "fraction"})})
     tests = [{"input": f"{i}\n", "output": f"{i}\n"} for i in range(4)]
@@ -378,6 +401,7 @@ BAD = {
     '{"check": "def check(c:", "entry_point": "f"}': "check_does_not_compile",
     '{"check": "pass", "helpers": "(", "entry_point": "f"}': "check_does_not_compile",
     "[" * 100_000: "not_json",
+    '{"tests": [{"input": "\\ud800", "output": ""}]}': "test_without_input_or_output",
 }
 
 
@@ -389,6 +413,16 @@ def test_bad_ground_truth_has_no_score(truth, options):
     prompt = Prompt("p", 0, np.arange(2, dtype=np.int32), "q", "code", truth)
     verdict = verify(prompt, fenced("print(1)"), options)
     assert verdict.score is None and verdict.reason == f"bad_ground_truth:{BAD[truth]}"
+
+
+@pytest.mark.parametrize(
+    "argument", [json.dumps("x" * (5 << 20)), "[" * 80 + "]" * 80], ids=["large", "deep"]
+)
+def test_arguments_that_cannot_be_passed_are_found_at_load(argument, options):
+    truth = {"fn_name": "f", "tests": [{"input": argument, "output": "1"}]}
+    assert check_ground_truth(json.dumps(truth)) == "arguments_too_large"
+    verdict = judged(options, truth, fenced("def f(x): return 1"))
+    assert verdict.score is None and verdict.reason == "bad_ground_truth:arguments_too_large"
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,10 @@ def test_announced_counts_are_checked_before_memory_is_taken():
 
 def test_colliding_keys_cost_nothing_outside():
     """Hash collisions make a dict quadratic; read without hashing they are a list."""
-    keys = [i * (2**61 - 1) for i in range(20_000)]
+    keys = [i * (2**61 - 1) for i in range(60_000)]
     body = b"".join(encode(key) + b"N" for key in keys)
     data = b"d" + len(keys).to_bytes(4, "little") + body
     started = time.monotonic()
     assert type(decode(data, hashing=False)) is Pairs
     assert type(decode(b"e\1\0\0\0N", hashing=False)) is Members
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20  # hashing them takes minutes

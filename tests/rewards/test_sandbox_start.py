@@ -84,6 +84,28 @@ def test_an_ordinary_user_gets_the_same_walls(namespaces, tmp_path):
     assert lines[3] == "False [] 1"
 
 
+GROUPS_SOURCE = """
+import os
+from pathlib import Path
+from rewards.sandbox.executor import JailExecutor
+os.setgroups([4, 4242])
+executor = JailExecutor()
+(zygote,) = Path(f"/proc/{executor.pid}/task/{executor.pid}/children").read_text().split()
+(line,) = [x for x in Path(f"/proc/{zygote}/status").read_text().splitlines() if "Groups" in x]
+print(line.split()[1:])
+executor.close()
+"""
+
+
+def test_groups_of_root_stay_outside(namespaces):
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user may not leave a group")
+    ran = subprocess.run(
+        [sys.executable, "-c", GROUPS_SOURCE], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ran.stdout.strip() == "[]", ran.stderr
+
+
 REFUSED_SOURCE = """
 from h1r_rl.errors import ConfigError
 from rewards.sandbox.executor import JailExecutor
