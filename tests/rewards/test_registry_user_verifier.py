@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from h1r_rl.config.schema import RewardConfig
+from h1r_rl.config.schema import DataConfig, RewardConfig
 from h1r_rl.errors import DataError
 from h1r_rl.records import Prompt
+from rewards.ground_truth import check_ground_truths
 from rewards.judge import Judge
 from rewards.registry import BUILT_IN, find
 
@@ -62,6 +65,31 @@ def test_misbehaviour_is_a_reason_code(judge, function, score, reason):
 
 def test_a_process_killed_from_outside_is_tried_again(judge, tmp_path):
     assert verdict_of(judge, "is_killed_once", truth=str(tmp_path / "mark")).reason == "second try"
+
+
+def test_the_readmes_example(tmp_path, monkeypatch):
+    """As a reader would take it: the file, the setting, the promised reasons."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("## A verifier of your own")[1].split("\n## ")[0]
+    setting, source = re.findall(r"```\w+\n(.*?)```", section, re.S)
+    name = yaml.safe_load(setting)["data"]["default_verifier"]
+    assert DataConfig.model_validate({"default_verifier": name}).default_verifier == name
+    (tmp_path / "my_rewards.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judge = Judge(RewardConfig(timeout_s=20), max_response_tokens=100)
+
+    def verdict(truth: str, text: str):
+        return judge.verify(Prompt("p", 0, np.zeros(0, np.int32), "q", name, truth), text)
+
+    try:
+        half = verdict("red Blue", "<think>blue</think>It is RED")
+        assert (half.score, half.parts, half.reason) == (0.5, {"accuracy": 0.0}, "counted")
+        assert verdict("red", "red").parts == {"accuracy": 1.0}
+        error = verdict("", "red")
+        assert (error.score, error.reason) == (None, "verifier_error:ZeroDivisionError")
+    finally:
+        judge.close()
+    assert check_ground_truths([(name, "red"), (name, " ")]) == [None, "empty"]
 
 
 def test_names(judge):
