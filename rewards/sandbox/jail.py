@@ -10,32 +10,25 @@ is reported as `failed`, which is never a wrong answer.
 from __future__ import annotations
 
 import gc
+import marshal
 import os
 import resource
-import socket
+import struct
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rewards.sandbox import linux, program, seccomp
-from rewards.sandbox.codec import decode, encode
 from rewards.sandbox.limits import Limits
 
 INSIDE_ID = 1000  # the zygote's and the programs' only user and group, as they see them
 MAX_FILES = 1024  # inodes of its /tmp
 HIGHEST_FD = 65_536
+REPORT = struct.Struct("<?id")  # ended, exit code, CPU seconds; behind it, if not ended, why not
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A program as the zygote gets it: limits, and files it never reads itself."""
-
-    limits: Limits
-    control: int  # a packet socket: reports out; shut by the outside, it means "stop"
-    payload: int  # a sealed memory file: `program.run`'s argument
-    stdin: int
-    stdout: int
-    stderr: int
-    channel: int | None
+# Where a request's files stand, in the order of `jobs.Job`: the packet socket for reports, which
+# means "stop" once the outside shuts it; a sealed memory file, `program.run`'s argument; the
+# streams; and, for all modes but "script", the channel.
+CONTROL, PAYLOAD, STDIN, STDOUT, STDERR, CHANNEL = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +36,40 @@ class Walls:
     """What the zygote has prepared for all programs."""
 
     proc: int  # the host's /proc, for the id maps; closed before the program runs
-    filter: bytes  # the seccomp program
+    filter: Any  # the seccomp program, as `seccomp.install` takes it
 
 
-def enter(request: Request, walls: Walls | None, folder: str) -> NoReturn:
+def enter(limits: bytes, files: tuple[int, ...], walls: Walls | None, folder: str) -> NoReturn:
     """Become the program. Without walls: limits alone, for code that the user says to trust."""
     try:
-        payload = decode(os.pread(request.payload, os.fstat(request.payload).st_size, 0))
+        allowed = Limits(*marshal.loads(limits))
+        payload = marshal.loads(os.pread(files[PAYLOAD], os.lseek(files[PAYLOAD], 0, 2), 0))
         if walls is not None:
             _map_ids(walls.proc)
-            _mount_work_folder(request.limits)
-        _stage(request, folder)
-        _limit(request.limits, walls is not None)
+            _mount_work_folder(allowed)
+        _stage(files, folder)
+        _limit(allowed, walls is not None)
         if walls is not None:
             linux.drop_capabilities()
             linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
             seccomp.install(walls.filter)
     except BaseException as error:
-        report(request.control, {"state": "failed", "error": repr(error)})
+        report_failure(files[CONTROL], error)
         os._exit(1)
-    os.closerange(program.CHANNEL + (request.channel is not None), HIGHEST_FD)
+    os.closerange(program.CHANNEL + (len(files) > CHANNEL), HIGHEST_FD)
     gc.enable()
     program.run(payload)
 
 
-def report(control: int, message: dict[str, Any]) -> None:
-    with socket.socket(fileno=os.dup(control)) as channel:
-        try:
-            channel.send(encode(message))
-        except OSError:  # nobody waits for it any more
-            pass
+def report_failure(control: int, error: BaseException) -> None:
+    report(control, REPORT.pack(False, 0, 0.0) + repr(error).encode()[:1000])
+
+
+def report(control: int, message: bytes) -> None:
+    try:
+        os.write(control, message)
+    except OSError:  # nobody waits for it any more
+        pass
 
 
 def _map_ids(proc: int) -> None:
@@ -99,15 +96,15 @@ def _mount_work_folder(limits: Limits) -> None:
     )
 
 
-def _stage(request: Request, folder: str) -> None:
+def _stage(files: tuple[int, ...], folder: str) -> None:
     os.setsid()
     os.chdir(folder)
     os.umask(0o077)
-    os.dup2(request.stdin, 0)
-    os.dup2(request.stdout, 1)
-    os.dup2(request.stderr, 2)
-    if request.channel is not None:
-        os.dup2(request.channel, program.CHANNEL)
+    os.dup2(files[STDIN], 0)
+    os.dup2(files[STDOUT], 1)
+    os.dup2(files[STDERR], 2)
+    if len(files) > CHANNEL:
+        os.dup2(files[CHANNEL], program.CHANNEL)
 
 
 def _limit(limits: Limits, jailed: bool) -> None:

@@ -9,15 +9,17 @@ wrong one.
 from __future__ import annotations
 
 import fcntl
+import marshal
 import os
 import selectors
 import signal
 import socket
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import astuple, dataclass
+from typing import Any, Literal, NamedTuple
 
-from rewards.sandbox.codec import MESSAGE_BYTES, CodecError, decode, encode
+from rewards.sandbox.codec import MESSAGE_BYTES, CodecError, decode
+from rewards.sandbox.jail import REPORT
 from rewards.sandbox.limits import ERROR_BYTES, Limits
 from rewards.sandbox.program import FRAME
 
@@ -49,6 +51,15 @@ class Outcome:
     cpu_s: float = 0.0
 
 
+class Report(NamedTuple):
+    """What the zygote says of a program's end."""
+
+    ended: bool
+    exit: int
+    cpu_s: float
+    error: bytes  # why it never began
+
+
 class Job:
     """One program in its jail, from `send_fds` to its end."""
 
@@ -59,15 +70,15 @@ class Job:
         self.limits = limits
         self.deadline = time.monotonic() + limits.wall_s
         self._stdout, self._stderr = bytearray(), bytearray()
-        self._report: dict[str, Any] | None = None
+        self._report: Report | None = None
         with_channel = payload["mode"] != "script"
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pipes, theirs = _pipes(with_channel)
         self.channel, channel = socket.socketpair() if with_channel else (None, None)
-        given = [control.fileno(), _sealed(encode(payload, limit=1 << 30)), _sealed(stdin), *theirs]
+        given = [control.fileno(), _sealed(marshal.dumps(payload)), _sealed(stdin), *theirs]
         try:
             files = given + ([channel.fileno()] if channel else [])
-            socket.send_fds(zygote, [encode(asdict(limits))], files)
+            socket.send_fds(zygote, [marshal.dumps(astuple(limits))], files)
         except OSError as error:
             self._release()
             raise SandboxLost(f"the zygote is gone: {error}") from error
@@ -112,7 +123,7 @@ class Job:
             state,
             bytes(self._stdout),
             self._stderr.decode("utf-8", "replace"),
-            cpu_s=(self._report or {}).get("cpu_s", 0.0),
+            cpu_s=self._report.cpu_s if self._report else 0.0,
         )
 
     def ask(self, message: bytes, deadline: float) -> bytes:
@@ -186,19 +197,19 @@ class Job:
         except ConnectionResetError:
             packet = b""
         if packet and self._report is None:
-            self._report = decode(packet)
+            self._report = Report(*REPORT.unpack_from(packet), packet[REPORT.size :])
         return bool(packet)
 
     def _state(self) -> State:
         report = self._report
         if report is None:
             raise SandboxLost("the zygote ended")
-        if report["state"] == "failed":
-            raise SandboxLost(f"a jail could not be made: {report['error']}")
-        killed = report["exit"] == -signal.SIGKILL
-        if report["cpu_s"] >= self.limits.cpu_s * (CPU_SLACK if killed else 1):
+        if not report.ended:
+            raise SandboxLost(f"a jail could not be made: {report.error.decode(errors='replace')}")
+        killed = report.exit == -signal.SIGKILL
+        if report.cpu_s >= self.limits.cpu_s * (CPU_SLACK if killed else 1):
             return "timeout"
-        if report["exit"] == 0:
+        if report.exit == 0:
             return "finished"
         return "memory" if b"MemoryError" in self._stderr[-200:] else "runtime_error"
 

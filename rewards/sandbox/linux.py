@@ -71,16 +71,13 @@ def clone(flags: int) -> int:
 
     The raw system call skips what the interpreter does around os.fork, so it is done here.
     """
-    ctypes.pythonapi.PyOS_BeforeFork()
-    zero = ctypes.c_ulong(0)
-    result = _libc.syscall(
-        ctypes.c_long(_CLONE), ctypes.c_ulong(flags | _SIGCHLD), zero, zero, zero, zero
-    )
+    _before_fork()
+    result = _libc.syscall(_CLONE, ctypes.c_ulong(flags | _SIGCHLD), _NULL, _NULL, _NULL, _NULL)
     if result == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        _after_fork_child()
         return 0
     number = ctypes.get_errno()
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    _after_fork_parent()
     if result < 0:
         raise OSError(number, f"clone: {os.strerror(number)}")
     return result
@@ -125,9 +122,14 @@ def prctl(option: int, argument: int, pointer: object = None) -> None:
 
 def drop_capabilities() -> None:
     """No effective, permitted or inheritable capability is left (ambient ones go with them)."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    _syscall("capset", header, none)
+    _syscall("capset", _CAPABILITY_HEADER, _NO_CAPABILITIES)
 
 
-_CLONE = _NUMBERS.get(platform.machine(), {}).get("clone", -1)
+# Made once: a clone's first use of anything costs it page faults.
+_CLONE = ctypes.c_long(_NUMBERS.get(platform.machine(), {}).get("clone", -1))
+_NULL = ctypes.c_ulong(0)
+_CAPABILITY_HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+_NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent

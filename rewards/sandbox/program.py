@@ -13,7 +13,6 @@ import io
 import os
 import struct
 import sys
-import threading
 import traceback
 import types
 from typing import Any, NoReturn
@@ -39,12 +38,18 @@ def run(payload: dict[str, Any]) -> NoReturn:
 
 def _finish(code: int) -> NoReturn:
     """Threads joined, exit functions run, streams flushed; no costly interpreter shutdown."""
-    for step in (threading._shutdown, atexit._run_exitfuncs, _release_main, _flush):
+    for step in (_join_threads, atexit._run_exitfuncs, _release_main, _flush):
         try:
             step()
         except BaseException:
             code = code or 1
     os._exit(code & 0xFF)
+
+
+def _join_threads() -> None:
+    """Where the program has imported the module that makes them; the zygote has not."""
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
 
 
 def _release_main() -> None:

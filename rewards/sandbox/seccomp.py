@@ -64,7 +64,10 @@ NEW_NAMESPACES = (
 )
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, AUDIT_ARCH_*
-_LOAD, _JUMP_EQUAL, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x45, 0x06  # BPF opcodes
+# BPF opcodes: jumps if equal, if not below (unsigned), if any bit is set, and always
+_LOAD, _JUMP_EQUAL, _JUMP_NOT_BELOW, _JUMP_BITS, _JUMP = 0x20, 0x15, 0x35, 0x45, 0x05
+_RETURN = 0x06
+_LONGEST_JUMP = 255  # of one with a condition
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -73,10 +76,14 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def install(program: bytes) -> None:
-    """Bind this process and all its children to `program`; needs no_new_privs."""
-    request = _Program(len(program) // 8, program)
-    linux.prctl(linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, ctypes.byref(request))
+def prepare(program: bytes) -> ctypes.Structure:
+    """The filter as the kernel takes it."""
+    return _Program(len(program) // 8, program)
+
+
+def install(prepared: ctypes.Structure) -> None:
+    """Bind this process and all its children to the filter; needs no_new_privs."""
+    linux.prctl(linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, ctypes.byref(prepared))
 
 
 def build_filter(machine: str) -> bytes:
@@ -88,21 +95,39 @@ def build_filter(machine: str) -> bytes:
         _step(_RETURN, _KILL),
         _step(_LOAD, _NUMBER_AT),
     ]
-    for number in allowed_numbers(column):
-        code += [_step(_JUMP_EQUAL, number, 0, 1), _step(_RETURN, _ALLOW)]
+    return b"".join(code + _search(_ranges(column)))
+
+
+def _ranges(column: int) -> list[tuple[int, list[bytes]]]:
+    """(first number, what to do) of each range of numbers, ascending, the first from 0."""
+    bodies = {number: [_step(_RETURN, _ALLOW)] for number in allowed_numbers(column)}
     for numbers, argument, values in SELECTED.values():
-        code += _when(numbers[column], _if_argument(argument, values))
-    code += _when(
-        CLONE[column],
-        [
-            _step(_LOAD, _ARGUMENTS_AT),
-            _step(_JUMP_BITS, NEW_NAMESPACES, 0, 1),
-            _step(_RETURN, _ERRNO | errno.EPERM),
-            _step(_RETURN, _ALLOW),
-        ],
-    )
-    code += _when(CLONE3[column], [_step(_RETURN, _ERRNO | errno.ENOSYS)])
-    return b"".join([*code, _step(_RETURN, _ERRNO | errno.EPERM)])
+        bodies[numbers[column]] = _if_argument(argument, values)
+    bodies[CLONE[column]] = [
+        _step(_LOAD, _ARGUMENTS_AT),
+        _step(_JUMP_BITS, NEW_NAMESPACES, 0, 1),
+        _step(_RETURN, _ERRNO | errno.EPERM),
+        _step(_RETURN, _ALLOW),
+    ]
+    bodies[CLONE3[column]] = [_step(_RETURN, _ERRNO | errno.ENOSYS)]
+    ranges: list[tuple[int, list[bytes]]] = []
+    for number in range(max(bodies) + 2):
+        body = bodies.get(number, [_step(_RETURN, _ERRNO | errno.EPERM)])
+        if not ranges or ranges[-1][1] != body:
+            ranges.append((number, body))
+    return ranges
+
+
+def _search(ranges: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """By halves: the kernel tries the filter on every number when it is installed, so its depth is
+    what installing costs."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    half = len(ranges) // 2
+    first, below, above = ranges[half][0], _search(ranges[:half]), _search(ranges[half:])
+    if len(below) <= _LONGEST_JUMP:
+        return [_step(_JUMP_NOT_BELOW, first, len(below), 0), *below, *above]
+    return [_step(_JUMP_NOT_BELOW, first, 0, 1), _step(_JUMP, len(below)), *below, *above]
 
 
 def allowed_numbers(column: int) -> list[int]:
@@ -112,11 +137,6 @@ def allowed_numbers(column: int) -> list[int]:
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("<HBBI", code, if_true, if_false, value)
-
-
-def _when(number: int, body: list[bytes]) -> list[bytes]:
-    """`body`, which must return, for that call only."""
-    return [_step(_JUMP_EQUAL, number, 0, len(body)), *body]
 
 
 def _if_argument(index: int, values: tuple[int, ...]) -> list[bytes]:

@@ -12,43 +12,43 @@ Started by `rewards.sandbox.start`, which maps its ids: the sequence is `left` -
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
 import os
 import select
-import shutil
 import signal
 import socket
+import struct
 import sys
-import tempfile
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from rewards.sandbox import linux, seccomp
 from rewards.sandbox.codec import decode, encode
-from rewards.sandbox.jail import INSIDE_ID, Request, Walls, enter, report
-from rewards.sandbox.limits import Limits
+from rewards.sandbox.jail import CONTROL, INSIDE_ID, REPORT, Walls, enter, report, report_failure
 
 NAMESPACES = (
     linux.CLONE_NEWUSER | linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWNET
     | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
 )
-SOCKET = 3  # `Request` arrives here
+SOCKET = 3  # requests arrive here
+MAX_FILES = 6  # of a request
 LIBRARY = "/usr/lib/python"  # where programs find the standard library
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 SEALED = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
 
-# Imported once for all programs: what solutions use most.
+# Imported once for all programs: what solutions use most. Each further one costs all programs: the
+# kernel copies its mappings, and modules with something to do after a fork do it in each.
 PRELOADED = (
-    "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools",
-    "heapq", "io", "itertools", "json", "math", "operator", "queue", "random", "re", "statistics",
-    "string", "threading", "traceback", "typing",
+    "bisect", "collections", "copy", "functools", "heapq", "io", "itertools", "math", "operator",
+    "re", "string", "traceback", "typing",
 )
 
+NEED_HOST_LIBRARIES = ("_bz2", "_lzma", "zlib")  # shared ones, out of reach behind the walls
 
-@dataclass(frozen=True, slots=True)
-class Program:
+
+class Program(NamedTuple):
     """One that runs."""
 
     pid: int
@@ -81,14 +81,12 @@ def _serve(channel: socket.socket, walls: Walls | None) -> NoReturn:
     while True:
         for file, _ in poll.poll():
             if file == SOCKET:
-                message, files, _, _ = socket.recv_fds(channel, 65_536, 8)
-                if not message:
-                    os._exit(0)
-                started = _start(_request(message, files), walls)
+                message, files = _receive(channel)
+                started = _start(message, files, walls)
                 for file in files[1:]:
                     os.close(file)
                 if started is None:
-                    os.close(files[0])
+                    os.close(files[CONTROL])
                     continue
                 for file in (started.process, started.control):
                     running[file] = started
@@ -104,16 +102,25 @@ def _serve(channel: socket.socket, walls: Walls | None) -> NoReturn:
                     os.close(file)
 
 
-def _start(request: Request, walls: Walls | None) -> Program | None:
-    folder = "/tmp" if walls is not None else tempfile.mkdtemp(prefix="h1r-code-")
+def _receive(channel: socket.socket) -> tuple[bytes, tuple[int, ...]]:
+    """A request: its limits, unread, and its files. The end of the socket is our own."""
+    message, ancillary, _, _ = channel.recvmsg(1024, socket.CMSG_SPACE(4 * MAX_FILES))
+    if not message:
+        os._exit(0)
+    data = ancillary[0][2]
+    return message, struct.unpack(f"{len(data) // 4}i", data)
+
+
+def _start(limits: bytes, files: tuple[int, ...], walls: Walls | None) -> Program | None:
+    folder = "/tmp" if walls is not None else _make_folder()
     try:
         child = os.fork() if walls is None else linux.clone(NAMESPACES)
     except OSError as error:
-        report(request.control, {"state": "failed", "error": repr(error)})
+        report_failure(files[CONTROL], error)
         return None
     if child == 0:
-        enter(request, walls, folder)
-    return Program(child, os.pidfd_open(child), request.control, None if walls else folder)
+        enter(limits, files, walls, folder)
+    return Program(child, os.pidfd_open(child), files[CONTROL], None if walls else folder)
 
 
 def _end(ended: Program) -> None:
@@ -124,23 +131,31 @@ def _end(ended: Program) -> None:
             os.killpg(ended.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        shutil.rmtree(ended.folder, ignore_errors=True)
+        _remove_folder(ended.folder)
     cpu_s = usage.ru_utime + usage.ru_stime
-    exit_code = os.waitstatus_to_exitcode(status)
-    report(ended.control, {"state": "ended", "exit": exit_code, "cpu_s": cpu_s})
+    report(ended.control, REPORT.pack(True, os.waitstatus_to_exitcode(status), cpu_s))
 
 
-def _request(message: bytes, files: list[int]) -> Request:
-    limits = Limits(**decode(message))
-    control, payload, stdin, stdout, stderr, *channel = files
-    return Request(limits, control, payload, stdin, stdout, stderr, channel[0] if channel else None)
+def _make_folder() -> str:
+    import tempfile  # jails need neither
+
+    return tempfile.mkdtemp(prefix="h1r-code-")
+
+
+def _remove_folder(folder: str) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _leave_host(channel: socket.socket) -> Walls:
     """Into namespaces of our own, as the init process there, behind our own root."""
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    filter = seccomp.build_filter(linux.machine())
+    filter = seccomp.prepare(seccomp.build_filter(linux.machine()))
     library = os.path.dirname(os.__file__)
+    for name in NEED_HOST_LIBRARIES:
+        with contextlib.suppress(ImportError):  # an interpreter built without it
+            importlib.import_module(name)
     os.chdir(library)  # while we may still walk there, and into the new mount namespace with it
     linux.unshare(NAMESPACES)
     channel.send(encode({"state": "left"}))

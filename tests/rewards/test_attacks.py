@@ -23,7 +23,7 @@ from rewards.code_verifier import executor_for, verify
 from rewards.sandbox.executor import JailExecutor
 from rewards.sandbox.limits import Limits
 
-PROMPT_S = 5.0  # the next item's verdict, on a machine that does other things too
+PROMPT_S = 15.0  # the next item's verdict, on a machine that does other things too
 CODE = CodeConfig(
     cpu_s=2, wall_s=10, total_s=20, memory_mib=256, output_mib=1, file_mib=16, processes=6
 )

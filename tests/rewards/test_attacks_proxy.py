@@ -13,7 +13,7 @@ from h1r_rl.records import Prompt, Verdict
 from rewards.code_verifier import executor_for, verify
 
 CODE = CodeConfig(cpu_s=2, wall_s=8, total_s=20, memory_mib=256, output_mib=1, processes=6)
-PROMPT_S = 5.0
+PROMPT_S = 15.0
 
 
 @pytest.fixture(scope="module")

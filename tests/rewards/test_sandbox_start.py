@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -131,16 +133,57 @@ def test_refusal_says_what_to_enable():
         assert word in ran.stdout
 
 
+def run_filter(program: bytes, number: int, argument: list[int], audit: int) -> int:
+    """What the kernel's interpreter of BPF returns; leaving the program is an IndexError."""
+    data = struct.pack("<iIQ6Q", number, audit, 0, *argument)
+    steps = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
+    at = value = 0
+    while True:
+        code, if_true, if_false, constant = steps[at]
+        at += 1
+        if code == 0x06:
+            return constant
+        if code == 0x20:
+            (value,) = struct.unpack_from("<I", data, constant)
+        elif code == 0x05:
+            at += constant
+        else:
+            met = {0x15: value == constant, 0x35: value >= constant, 0x45: value & constant}[code]
+            at += if_true if met else if_false
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_filter_jumps_stay_within_it(machine):
-    """Every path of the BPF program ends in a return; no jump leaves it."""
+def test_filter_lets_the_listed_calls_through_and_no_other(machine):
+    column, audit = seccomp._ARCHITECTURES[machine]
     program = seccomp.build_filter(machine)
-    size = len(program) // 8
-    assert size <= 4096
-    for at in range(size):
-        code, if_true, if_false = program[8 * at], program[8 * at + 2], program[8 * at + 3]
-        if code in (0x15, 0x45):
-            assert at + 1 + max(if_true, if_false) < size
-    assert program[-8] == 0x06
-    numbers = seccomp.allowed_numbers(seccomp._ARCHITECTURES[machine][0])
-    assert len(set(numbers)) == len(numbers)
+    assert len(program) // 8 <= 4096
+    allowed = seccomp.allowed_numbers(column)
+    assert len(set(allowed)) == len(allowed)
+    selected = {numbers[column]: rest for numbers, *rest in seccomp.SELECTED.values()}
+    clone, clone3 = seccomp.CLONE[column], seccomp.CLONE3[column]
+    assert len({*allowed, *selected, clone, clone3}) == len(allowed) + len(selected) + 2
+    none = [0] * 6
+    for number in [*range(1200), 0x40000000, 0x40000000 + allowed[0], 0x7FFFFFFF]:
+        action = run_filter(program, number, none, audit)
+        if number in allowed or number == clone:
+            assert action == 0x7FFF0000, number
+        elif number == clone3:
+            assert action == 0x00050000 | errno.ENOSYS
+        elif number not in selected:
+            assert action == 0x00050000 | errno.EPERM, number
+        assert run_filter(program, number, none, audit ^ 1) == 0x80000000
+    for number, (index, values) in selected.items():
+        for value in [*range(300), *range(0x5400, 0x5500), 1 << 31]:
+            arguments = [value if k == index else 7 for k in range(6)]
+            right = 0x7FFF0000 if value in values else 0x00050000 | errno.EPERM
+            assert run_filter(program, number, arguments, audit) == right
+    for bit in range(32):
+        action = run_filter(program, clone, [1 << bit, *none[1:]], audit)
+        assert (action == 0x7FFF0000) == (not seccomp.NEW_NAMESPACES >> bit & 1)
+
+
+def test_a_filter_longer_than_a_jump_is_searched_right():
+    """Ranges beyond the reach of a conditional jump."""
+    ranges = [(n, [seccomp._step(0x06, n)]) for n in range(1000)]
+    program = b"".join([seccomp._step(0x20, 0), *seccomp._search(ranges)])
+    assert all(run_filter(program, n, [0] * 6, 0) == n for n in range(1000))
