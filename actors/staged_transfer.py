@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.errors import WeightTransferError
-from h1r_rl.weight_manifest import Piece, TransferEpoch, WeightManifest, checksum
+from h1r_rl.weight_manifest import Checksums, ParameterSpec, Piece, TransferEpoch, WeightManifest
 
 RUNNING, DONE = "running", "done"
 
@@ -75,30 +76,47 @@ class StagedTransfer:
             raise WeightTransferError("a transfer was begun in an epoch that was never joined")
         self._end = time.monotonic() + self._epoch.deadline_s
         staged: dict[str, Tensor] = {}
-        sums: list[int] = []
-        for bucket in manifest.buckets():
-            flat = self._broadcast(sum(p.num_bytes for p in bucket), torch.uint8, bucket[0].name)
-            offset = 0
-            for piece in bucket:
-                data = flat[offset : offset + piece.num_bytes]
-                whole = _assemble(staged, piece, data)
-                if whole is not None:
-                    sums.append(checksum(whole.numpy()))
-                    dtype = getattr(torch, piece.spec.dtype)
-                    staged[piece.name] = whole.view(dtype).view(piece.spec.shape)
-                offset += piece.num_bytes
-        sent = self._broadcast(len(sums), torch.int64, "the checksums")
-        wrong = np.flatnonzero(sent.numpy() != np.array(sums))
-        if len(wrong):
-            at = int(wrong[0])
-            raise WeightTransferError(
-                f"checksum of {manifest.parameters[at].name}: learner sent {int(sent[at]):08x}, "
-                f"rank {self._rank} received {sums[at]:08x}"
-            )
+        sums = Checksums()
+        with ThreadPoolExecutor(1, thread_name_prefix="weights-sums") as summing:
+            for bucket in manifest.buckets():
+                data = self._receive_bucket(bucket, staged)
+                summed = summing.submit(sums.add, bucket, data.numpy())  # while the next one comes
+            summed.result()
+        sent = torch.empty(len(sums.values), dtype=torch.int64, device=self._device)
+        self._broadcast(sent, "the checksums")
+        self._compare(manifest, sent.cpu().numpy(), np.array(sums.values))
+        for spec in manifest.parameters:
+            staged[spec.name] = _shaped(staged[spec.name], spec)
         return staged
 
-    def _broadcast(self, size: int, dtype: torch.dtype, what: str) -> Tensor:
-        """From the learner to the host; a GPU holds this one buffer beside its model."""
+    def _receive_bucket(self, bucket: list[Piece], staged: dict[str, Tensor]) -> Tensor:
+        """The bucket's bytes on the host, noted in `staged` as far as they end there. What is a
+        part of one parameter is received in its place; a GPU holds one bucket beside its model."""
+        first, size = bucket[0], sum(piece.num_bytes for piece in bucket)
+        for piece in bucket:
+            if piece.start == 0 and (not piece.ends or piece is first):
+                staged[piece.name] = torch.empty(piece.spec.num_bytes, dtype=torch.uint8)
+        in_place = len(bucket) == 1 and self._device.type == "cpu"
+        flat = (
+            staged[first.name][first.start : first.stop]
+            if in_place
+            else torch.empty(size, dtype=torch.uint8, device=self._device)
+        )
+        self._broadcast(flat, first.name)
+        if in_place:
+            return flat
+        flat, offset = flat.cpu(), 0
+        for piece in bucket:
+            data = flat[offset : offset + piece.num_bytes]
+            if piece.name in staged:
+                staged[piece.name][piece.start : piece.stop] = data
+            else:
+                staged[piece.name] = data
+            offset += piece.num_bytes
+        return flat
+
+    def _broadcast(self, into: Tensor, what: str) -> None:
+        """From the learner, within what is left of the transfer's one deadline."""
         assert self._communicator is not None
         left_s = self._end - time.monotonic()
         if left_s <= 0:
@@ -106,22 +124,29 @@ class StagedTransfer:
                 f"transfer unfinished after its deadline of {self._epoch.deadline_s:g} s; the next "
                 f"parameter from the learner (rank 0) to rank {self._rank} was {what}"
             )
-        flat = torch.empty(size, dtype=dtype, device=self._device)
         try:
-            self._communicator.broadcast(flat, left_s)
+            self._communicator.broadcast(into, left_s)
         except RuntimeError as error:
             raise WeightTransferError(
                 f"rank {self._rank} lost the learner (rank 0) at {what}: {error}"
             ) from error
-        return flat.cpu()
+
+    def _compare(
+        self, manifest: WeightManifest, sent: NDArray[np.int64], received: NDArray[np.int64]
+    ) -> None:
+        wrong = np.flatnonzero(sent != received)
+        if len(wrong):
+            at = int(wrong[0])
+            raise WeightTransferError(
+                f"checksum of {manifest.parameters[at].name}: learner sent {sent[at]:016x}, "
+                f"rank {self._rank} received {received[at]:016x}"
+            )
 
 
-def _assemble(staged: dict[str, Tensor], piece: Piece, data: Tensor) -> Tensor | None:
-    """The parameter's bytes once its last piece is there."""
-    if piece.num_bytes == piece.spec.num_bytes:
-        return data
-    if piece.start == 0:
-        staged[piece.name] = torch.empty(piece.spec.num_bytes, dtype=torch.uint8)
-    whole = staged[piece.name]
-    whole[piece.start : piece.stop] = data
-    return whole if piece.ends else None
+def _shaped(data: Tensor, spec: ParameterSpec) -> Tensor:
+    """The parameter in its dtype and shape. Behind parameters of a narrower dtype in a bucket its
+    bytes may lie where its dtype may not begin: then they are copied."""
+    dtype = getattr(torch, spec.dtype)
+    if data.storage_offset() % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype).view(spec.shape)

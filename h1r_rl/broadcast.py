@@ -4,7 +4,7 @@ Invariant: it never touches torch's default process group (DeepSpeed owns that o
 vLLM in the engine), and gloo and NCCL differ in `_make_group` alone. Rank 0 is the learner.
 
 Wire of one transfer: for each bucket of the manifest one broadcast of a flat uint8 tensor with the
-parameters' bytes in order; then one broadcast of an int64 tensor with a CRC-32 per parameter.
+parameters' bytes in order; then one broadcast of an int64 tensor with a checksum per parameter.
 """
 
 from __future__ import annotations

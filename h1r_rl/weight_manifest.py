@@ -7,11 +7,11 @@ travel, before the engine fuses or transforms anything.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -80,8 +80,28 @@ class WeightManifest:
 
 
 def checksum(data: NDArray[np.uint8]) -> int:
-    """CRC-32 of a parameter's wire bytes; equal on both sides or the update is refused."""
-    return zlib.crc32(np.ascontiguousarray(data).data)
+    """XXH3's upper 63 bits over a parameter's wire bytes (an int64 on the wire); equal on both
+    sides or the update is refused. Against damage and mix-ups, not against an adversary; several
+    times faster than the wire, where CRC-32 is as slow as it."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(data).data) >> 1
+
+
+class Checksums:
+    """Each parameter's checksum, taken from the buckets as they pass."""
+
+    def __init__(self) -> None:
+        self.values: list[int] = []  # of the parameters that are complete, in the manifest's order
+        self._running = xxhash.xxh3_64()
+
+    def add(self, bucket: Sequence[Piece], data: NDArray[np.uint8]) -> None:
+        """`data`: the bucket's bytes, contiguous."""
+        offset = 0
+        for piece in bucket:
+            self._running.update(data[offset : offset + piece.num_bytes].data)
+            offset += piece.num_bytes
+            if piece.ends:
+                self.values.append(self._running.intdigest() >> 1)
+                self._running.reset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 Invariant: bytes leave in the manifest's order, packed into its buckets, in the parameters' own
 dtype, each with a checksum; beside the resident parameters at most one gathered parameter and one
-bucket exist at a time.
+bucket exist at a time. A bucket that is all of one parameter, or a part of one, leaves from the
+parameter's own memory. Checksums are taken while their bytes are on the wire.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.errors import WeightTransferError
-from h1r_rl.weight_manifest import ParameterSpec, WeightManifest, checksum
+from h1r_rl.weight_manifest import Checksums, ParameterSpec, Piece, WeightManifest
 
 
 def manifest_of(model: nn.Module, bucket_bytes: int) -> WeightManifest:
@@ -40,16 +42,21 @@ def send_weights(
     would wait for it for ever; then it raises.
     """
     started = time.monotonic()
-    checksums: list[int] = []
+    sums = Checksums()
     failure: Exception | None = None
-    for first, flat in _packed_buckets(model, manifest, checksums, communicator, sharded):
-        if communicator is not None and flat is not None and failure is None:
-            failure = _try_send(communicator, flat, first, started)
-        if failure is not None and not sharded:
-            break
+    with ThreadPoolExecutor(1, thread_name_prefix="weights-wire") as wire:
+        for bucket, flat in _buckets(model, manifest, communicator, sharded):
+            if communicator is not None and flat is not None and failure is None:
+                sending = wire.submit(_try_send, communicator, flat, bucket[0].name, started)
+                sums.add(bucket, flat.cpu().numpy())
+                failure = sending.result()
+                del sending
+            del flat  # before the next bucket takes its memory
+            if failure is not None and not sharded:
+                break
     if communicator is not None and failure is None:
-        sums = _on_device(torch.tensor(checksums), communicator)
-        failure = _try_send(communicator, sums, "the checksums", started)
+        values = _on_device(torch.tensor(sums.values), communicator)
+        failure = _try_send(communicator, values, "the checksums", started)
     if failure is not None:
         assert communicator is not None
         communicator.close()
@@ -62,22 +69,18 @@ def send_weights(
     }
 
 
-def _packed_buckets(
-    model: nn.Module,
-    manifest: WeightManifest,
-    checksums: list[int],
-    communicator: Communicator | None,
-    sharded: bool,
-) -> Iterator[tuple[str, Tensor | None]]:
-    """(name of the first parameter, the bucket's bytes where there is somebody to send them to);
-    takes part in the gathers everywhere. A gathered parameter is let go once its bytes are packed;
-    one larger than a bucket stays until its last piece is."""
+def _buckets(
+    model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, sharded: bool
+) -> Iterator[tuple[Sequence[Piece], Tensor | None]]:
+    """(bucket, its bytes where there is somebody to send them to); takes part in the gathers
+    everywhere. A gathered parameter is let go once its bytes are packed or sent."""
     parameters = dict(model.named_parameters())
     with ExitStack() as held:
-        data = nothing = torch.empty(0)
+        data = nothing = torch.empty(0, dtype=torch.uint8)
         for bucket in manifest.buckets():
+            alone = len(bucket) == 1
             flat = None
-            if communicator is not None:
+            if communicator is not None and not alone:
                 size = sum(piece.num_bytes for piece in bucket)
                 flat = _on_device(torch.empty(size, dtype=torch.uint8), communicator)
             offset = 0
@@ -85,15 +88,17 @@ def _packed_buckets(
                 if piece.start == 0:
                     gathered = whole(parameters[piece.name], sharded)
                     data = held.enter_context(gathered).contiguous().view(-1).view(torch.uint8)
-                    if flat is not None:
-                        checksums.append(checksum(data.cpu().numpy()))
-                if flat is not None:
-                    flat[offset : offset + piece.num_bytes] = data[piece.start : piece.stop]
+                part = data[piece.start : piece.stop]
+                if communicator is not None and alone:
+                    yield bucket, _on_device(part, communicator)
+                elif flat is not None:
+                    flat[offset : offset + piece.num_bytes] = part
                 offset += piece.num_bytes
                 if piece.ends:
-                    data = nothing
+                    data = part = nothing
                     held.close()
-            yield bucket[0].name, flat
+            if flat is not None or communicator is None:
+                yield bucket, flat
 
 
 def _try_send(

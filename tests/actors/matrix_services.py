@@ -1,14 +1,19 @@
-"""An engine and a learner's rank 0 as processes of their own, without a model: the real receiver
-and the real sender around plain tensors. Imported by the processes of the failure matrix."""
+"""An engine and a learner's rank 0 as processes of their own, without a model and without Ray: the
+real receiver and the real sender around plain tensors, called over a pipe in the manner of Ray's
+actors (`handle.method.remote(...)`, Ray's own errors)."""
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
 
-import ray
 import torch
 
 from actors.staged_transfer import StagedTransfer
@@ -17,6 +22,99 @@ from h1r_rl.errors import WeightTransferError
 from h1r_rl.weight_manifest import TransferEpoch, WeightManifest, checksum
 
 LAYERS = 6
+BUCKET_BYTES = 10_000  # a layer's matrix is 16 KiB
+# Processes fork from a server that has torch already: a replacement is there at once.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "actors.staged_transfer", "learners.weight_sender"])
+
+
+class Handle:
+    """A process as the pool and the learner group see an actor. `kill` is `ray.kill`'s part."""
+
+    def __init__(self, kind: type, *args: Any) -> None:
+        self._pipe, theirs = PROCESSES.Pipe()
+        self._process = PROCESSES.Process(target=_host, args=(theirs, kind, args), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[str, Future[Any]]] = {}
+        self._count, self._dead = 0, False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *args, **kwargs: self._call(method, args, kwargs))
+
+    def _call(self, method: str, args: Any, kwargs: Any) -> asyncio.Future[Any]:
+        from ray.exceptions import RayActorError
+
+        answer: Future[Any] = Future()
+        with self._lock:
+            self._count += 1
+            try:
+                if self._dead:
+                    raise BrokenPipeError
+                self._waiting[self._count] = (method, answer)
+                self._pipe.send((self._count, method, args, kwargs))
+            except OSError:
+                self._waiting.pop(self._count, None)
+                answer.set_exception(RayActorError())
+        return asyncio.wrap_future(answer)
+
+    def _read(self) -> None:
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            while True:
+                number, value, error = self._pipe.recv()
+                method, answer = self._waiting.pop(number)
+                if not answer.set_running_or_notify_cancel():
+                    continue  # nobody waits any more
+                if error is None:
+                    answer.set_result(value)
+                else:
+                    task_error = RayTaskError(method, "", error)
+                    answer.set_exception(task_error.as_instanceof_cause())
+        except (EOFError, OSError):
+            with self._lock:
+                self._dead, waiting = True, list(self._waiting.values())
+        for _, answer in waiting:
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(RayActorError())
+
+
+def _host(pipe: Connection, kind: type, args: tuple[Any, ...]) -> None:
+    """Serve calls until the other side is gone: coroutines beside each other, functions one after
+    another on a thread."""
+    torch.set_num_threads(1)
+    service, loop, thread = kind(*args), asyncio.new_event_loop(), ThreadPoolExecutor(1)
+    sending = threading.Lock()
+
+    async def call(number: int, method: str, args: Any, kwargs: Any) -> None:
+        function, value, error = getattr(service, method), None, None
+        try:
+            if asyncio.iscoroutinefunction(function):
+                value = await function(*args, **kwargs)
+            else:
+                value = await loop.run_in_executor(thread, lambda: function(*args, **kwargs))
+        except Exception as raised:
+            error = raised
+        with sending:
+            pipe.send((number, value, error))
+
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    try:
+        while True:
+            asyncio.run_coroutine_threadsafe(call(*pipe.recv()), loop)
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 def model(version: int) -> torch.nn.Module:
@@ -32,11 +130,10 @@ def digest(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     }
 
 
-@ray.remote(num_cpus=0, max_concurrency=100)
 class PlainEngine:
     """The part of RolloutActor that a weight transfer talks to."""
 
-    def __init__(self, name: str, *_: Any) -> None:
+    def __init__(self, name: str) -> None:
         self._name, self._version = name, "0"
         self._transfer: StagedTransfer | None = None
         self._held: dict[str, int] = {}
@@ -79,7 +176,6 @@ class PlainEngine:
     async def close(self) -> None: ...
 
 
-@ray.remote(num_cpus=0, concurrency_groups={"weights": 1, "control": 1})
 class PlainLearner:
     """The part of LearnerActor that a weight transfer talks to; a bucket takes `bucket_s`."""
 
@@ -87,22 +183,15 @@ class PlainLearner:
         self._deadline_s, self._bucket_s, self._version = deadline_s, bucket_s, 0
         self._communicator: Any = None
 
-    @ray.method(concurrency_group="control")
-    def pid(self) -> int:
-        return os.getpid()
-
-    @ray.method(concurrency_group="weights")
     def update(self, version: int) -> dict[str, int]:
         self._version = version
         return digest(dict(model(version).named_parameters()))
 
-    @ray.method(concurrency_group="weights")
     def weight_manifest(self) -> WeightManifest:
         from learners.weight_sender import manifest_of
 
-        return manifest_of(model(0), bucket_bytes=10_000)  # a layer's matrix is 16 KiB
+        return manifest_of(model(0), BUCKET_BYTES)
 
-    @ray.method(concurrency_group="weights")
     def open_epoch(self, number: int, offsets: dict[str, int], size: int) -> TransferEpoch:
         if self._communicator is not None:
             self._communicator.close()
@@ -111,7 +200,6 @@ class PlainLearner:
             number, "gloo", "127.0.0.1", self._store.port, size, offsets, self._deadline_s
         )
 
-    @ray.method(concurrency_group="weights")
     def join_epoch(self, epoch: TransferEpoch) -> None:
         self._communicator = Communicator(epoch, 0)
         whole, pause_s = self._communicator.broadcast, self._bucket_s
@@ -122,19 +210,11 @@ class PlainLearner:
 
         self._communicator.broadcast = slow
 
-    @ray.method(concurrency_group="weights")
     def send(self) -> dict[str, float]:
-        from learners.weight_sender import send_weights
+        from learners.weight_sender import manifest_of, send_weights
 
         policy = model(self._version)
-        return send_weights(
-            policy, self.weight_manifest_now(policy), self._communicator, sharded=False
-        )
+        manifest = manifest_of(policy, BUCKET_BYTES)
+        return send_weights(policy, manifest, self._communicator, sharded=False)
 
-    def weight_manifest_now(self, policy: torch.nn.Module) -> WeightManifest:
-        from learners.weight_sender import manifest_of
-
-        return manifest_of(policy, bucket_bytes=10_000)
-
-    @ray.method(concurrency_group="control")
     def close(self) -> None: ...

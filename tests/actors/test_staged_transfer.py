@@ -19,6 +19,8 @@ TENSORS = {
     "a.D": torch.randn(3).bfloat16(),
     "b.weight": torch.randn(40, 4),
     "b.bias": torch.randn(1),
+    "c.D": torch.randn(3).bfloat16(),
+    "c.weight": torch.randn(5),  # begins in its bucket where no float32 may
 }
 MANIFEST = WeightManifest(
     tuple(
