@@ -232,17 +232,23 @@ def account(run: GRPORun, world: SimpleNamespace) -> None:
 
 @pytest.fixture
 def loop_world(monkeypatch, tmp_path) -> SimpleNamespace:
+    return stub_world(monkeypatch, tmp_path)
+
+
+def stub_world(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, engine_class: type[StubEngine] = StubEngine
+) -> SimpleNamespace:
     """What the stubs do, and `build(*overrides)`: a run around them."""
     engines: dict[str, StubEngine] = {}
     world = SimpleNamespace(
         engines=engines, learners=[], plans=[], start_s=0.01, learn_s=0.005, send_s=0.002,
         sample_s=lambda prompt, index: 0.002, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
-        reload_noise={}, control=ControlFolder(tmp_path), free={"CPU": 99.0}, account=account,
+        reload_noise={}, control=ControlFolder(folder), free={"CPU": 99.0}, account=account,
     )  # fmt: skip
 
     def start_actor(name: str, *_: Any) -> tuple[Any, Any]:
-        engines[name] = StubEngine(name, world)
+        engines[name] = engine_class(name, world)
         return engines[name], engines[name].start.remote()
 
     async def close_actors(actors: list[StubEngine]) -> None:
@@ -270,7 +276,7 @@ def loop_world(monkeypatch, tmp_path) -> SimpleNamespace:
             await asyncio.sleep(world.start_s if next(learners) else 0)
             return StubLearner(world, initial_version)
 
-        learner = await LearnerService.start(start_learner, tmp_path)
+        learner = await LearnerService.start(start_learner, folder)
         rewards, tracker, prompts = StubRewards(world), Tracker(), Prompts()
         return GRPORun(
             config=config, learner=learner, rollouts=rollouts, rewards=rewards, prompts=prompts,

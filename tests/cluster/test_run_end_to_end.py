@@ -1,6 +1,7 @@
 """The real thing, short: Ray jobs, DeepSpeed, vLLM, MLflow; ends, failures and interrupts."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -156,3 +157,63 @@ def test_two_runs_of_one_seed_start_alike(tmp_path):
         made = ("data/sft.parquet", "data/rl.parquet", "base/model.safetensors")
         files.append([(run / file).read_bytes() for file in made])
     assert losses[0] == losses[1] and files[0] == files[1]
+
+
+def in_flight(record: dict) -> float:
+    """Admitted groups of a step that were neither trained on nor dropped by then."""
+    dropped = sum(value for key, value in record.items() if key.startswith("buffer/dropped_"))
+    return record["buffer/admitted"] - record["buffer/trained"] - dropped
+
+
+def test_a_live_run_scales_and_its_services_restart(tmp_path, from_sft):
+    """From one engine to three and back; then the learner alone, then the engines alone."""
+    live = Live(
+        h1r(
+            tmp_path, "grpo", *from_sft, "grpo.steps=5000", "cluster.num_cpus=8",
+            "learner.threads=1", "rollout.kv_cache_gib=0.1", "rollout.num_cpus=0.5",
+        )
+    )  # fmt: skip
+    folder = tmp_path / "tiny-cpu"
+
+    def last() -> dict:
+        return (records(tmp_path, "grpo") or [{"step": -1}])[-1]
+
+    def ask(*words: str) -> str:
+        command = [str(H1R), words[0], str(folder), *words[1:], "--wait", "400"]
+        done = call(command, timeout=450)
+        assert done.returncode == 0, done.stderr
+        assert "done:" in done.stdout, done.stdout
+        return done.stdout
+
+    def serving(count: int) -> bool:
+        """That many engines, each of which has generated since the last step."""
+        names = [key for key in last() if re.fullmatch(r"engine/rollout-\d+/tokens_per_s", key)]
+        busy = [key for key in names if last()[key] > 0]
+        return last().get("engine/engines") == count == len(busy) == len(names)
+
+    try:
+        live.wait_for(lambda: last()["step"] >= 1)
+        assert "3 rollout actors" in ask("scale", "--rollout-actors", "3")
+        live.wait_for(lambda: serving(3))
+        ask("scale", "--rollout-actors", "1")
+        live.wait_for(lambda: serving(1))
+        ask("restart", "--learner")
+        restarted = last()["step"]
+        live.wait_for(lambda: last()["step"] >= restarted + 2)
+        before = {key for key in last() if key.startswith("engine/rollout-")}
+        ask("restart", "--rollout-actors")
+        live.wait_for(lambda: serving(1) and not before & set(last()))
+        restarted = last()["step"]
+        live.wait_for(lambda: last()["step"] >= restarted + 2)
+    finally:
+        live.process.send_signal(signal.SIGINT)
+        code, stderr = live.end()
+    assert code == 130, stderr
+    for record in records(tmp_path, "grpo"):
+        assert in_flight(record) == record["buffer/rolling"] + record["buffer/ready"]
+        assert record["buffer/slots_used"] <= record["buffer/slots"]
+        assert record["buffer/dropped_stale"] == 0
+        assert record["rollout/staleness_max"] <= 1
+        assert record.get("faults/quarantined", 0) == record.get("faults/engines_lost", 0) == 0
+    steps = [record["step"] for record in records(tmp_path, "grpo")]
+    assert steps == list(range(len(steps)))
