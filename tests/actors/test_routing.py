@@ -135,3 +135,20 @@ def test_tokens_without_our_label_are_an_error(spans):
     )
     with pytest.raises(RuntimeError, match="expected our version labels over 2 tokens"):
         to_completion(output, 0, "rollout-0")
+
+
+def test_seeds_of_requests_are_an_option():
+    """Off by default: vLLM samples seeded requests one by one in Python."""
+    from actors.rollout_actor import RolloutActor
+
+    seed_of = RolloutActor.__ray_metadata__.modified_class._request_seed
+
+    def seed(run_seed: int, key: str, index: int, on: bool = True):
+        config = CONFIG.model_copy(update={"request_seeds": on})
+        actor = SimpleNamespace(_config=config, _run_seed=run_seed)
+        return seed_of(actor, SimpleNamespace(key=key), index)
+
+    assert not CONFIG.request_seeds and seed(0, "p/0", 0, on=False) is None
+    cases = [(s, k, i) for s in (0, 1) for k in ("p/0", "p/1", "q/0") for i in range(3)]
+    assert len({seed(*case) for case in cases}) == len(cases)
+    assert seed(0, "p/0", 1) == seed(0, "p/0", 1)
