@@ -32,6 +32,7 @@ class RolloutPool:
         self._deadline_s = weights.deadline_s + GRACE_S
         self._engines = Engines(config, weights, start)
         self._in_epoch: list[str] = []  # who met the learner
+        self._parcel = ("nothing", "nothing")  # first and last parameter of the transfer under way
 
     @classmethod
     async def start(
@@ -120,15 +121,17 @@ class RolloutPool:
         joined = await self._engines.ask(
             "join_epoch", epoch, deadline_s=deadline_s, among=self._in_epoch
         )
-        self._raise_failed(f"joining epoch {epoch.number}", joined)
+        self._raise_failed(f"joining epoch {epoch.number} of the learner (rank 0)", joined)
 
     async def begin_receive(self, manifest: WeightManifest) -> None:
         """Stage one transfer beside running generations; returns at once."""
         self._engines.in_transfer = True
+        names = [spec.name for spec in manifest.parameters]
+        self._parcel = (names[0], names[-1])
         begun = await self._engines.ask(
             "begin_receive", manifest, deadline_s=self._deadline_s, among=self._in_epoch
         )
-        self._raise_failed("beginning to receive", begun)
+        self._raise_failed(f"receiving from the learner (rank 0), before {names[0]},", begun)
 
     async def commit(self, version: str) -> float:
         """Engines that received the transfer hold `version`; the longest pause in seconds.
@@ -144,7 +147,8 @@ class RolloutPool:
         for name in held:
             engines.members[name].version = engines.version = version
         self.end_transfer()
-        self._raise_failed(f"sending version {version}", staged | pauses)
+        what = f"version {version} of the learner (rank 0), {self._parcel[0]} to {self._parcel[1]},"
+        self._raise_failed(what, staged | pauses)
         return max(held.values())
 
     def end_transfer(self) -> None:

@@ -24,6 +24,8 @@ from h1r_rl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+ENDED = "the run ended before it was done"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -124,6 +126,9 @@ class Scaling:
         self._running = asyncio.create_task(self._carry_out(step, names, request))
 
     async def close(self) -> None:
+        """The run ends: whoever still waits for an outcome is told."""
+        names, request = self._control.take()
+        self._control.tell(names, "failed", f"{request}: {ENDED}")
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -137,7 +142,11 @@ class Scaling:
             changes.append(self._rollouts.scale(request.rollout_actors))
         if request.reward_workers:
             changes.append(self._rewards.scale(request.reward_workers))
-        outcomes = await asyncio.gather(*changes, return_exceptions=True)
+        try:
+            outcomes = await asyncio.gather(*changes, return_exceptions=True)
+        except asyncio.CancelledError:
+            self._tell(step, names, "failed", f"{request} asked at step {step}: {ENDED}")
+            raise
         failed = [str(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
         text = f"{request} asked at step {step}, after {time.monotonic() - started:.1f} s"
         if failed:

@@ -1,9 +1,10 @@
 """Rank 0's side of a weight transfer.
 
 Invariant: bytes leave in the manifest's order, packed into its buckets, in the parameters' own
-dtype, each with a checksum; beside the resident parameters at most one gathered parameter and one
-bucket exist at a time. A bucket that is all of one parameter, or a part of one, leaves from the
-parameter's own memory. Checksums are taken while their bytes are on the wire.
+dtype, each with a checksum taken while they are on the wire. Beside the resident parameters one
+bucket exists at a time, and under ZeRO-3 no gathered parameter: rank 0 receives shards straight
+into the bucket. A bucket that is all of one whole parameter, or a part of one, leaves from the
+parameter's own memory.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from h1r_rl.broadcast import Communicator
@@ -35,11 +38,11 @@ def manifest_of(model: nn.Module, bucket_bytes: int) -> WeightManifest:
 def send_weights(
     model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, *, sharded: bool
 ) -> dict[str, float]:
-    """Broadcast every parameter. `sharded` (ZeRO-3): all ranks gather one parameter at a time in
-    lockstep, and only rank 0 has a communicator.
+    """Broadcast every parameter. `sharded` (ZeRO-3): all ranks bring their shards bucket by bucket
+    in lockstep, and only rank 0 has a communicator.
 
-    When a broadcast fails, rank 0 still takes part in the remaining gathers, or the other ranks
-    would wait for it for ever; then it raises.
+    When a broadcast fails, rank 0 still takes what the other ranks bring, or they would wait for
+    it for ever; then it raises.
     """
     started = time.monotonic()
     sums = Checksums()
@@ -72,33 +75,51 @@ def send_weights(
 def _buckets(
     model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, sharded: bool
 ) -> Iterator[tuple[Sequence[Piece], Tensor | None]]:
-    """(bucket, its bytes where there is somebody to send them to); takes part in the gathers
-    everywhere. A gathered parameter is let go once its bytes are packed or sent."""
+    """(bucket, its bytes where there is somebody to send them to)."""
     parameters = dict(model.named_parameters())
-    with ExitStack() as held:
-        data = nothing = torch.empty(0, dtype=torch.uint8)
-        for bucket in manifest.buckets():
-            alone = len(bucket) == 1
-            flat = None
-            if communicator is not None and not alone:
-                size = sum(piece.num_bytes for piece in bucket)
-                flat = _on_device(torch.empty(size, dtype=torch.uint8), communicator)
-            offset = 0
-            for piece in bucket:
-                if piece.start == 0:
-                    gathered = whole(parameters[piece.name], sharded)
-                    data = held.enter_context(gathered).contiguous().view(-1).view(torch.uint8)
-                part = data[piece.start : piece.stop]
-                if communicator is not None and alone:
-                    yield bucket, _on_device(part, communicator)
-                elif flat is not None:
-                    flat[offset : offset + piece.num_bytes] = part
-                offset += piece.num_bytes
-                if piece.ends:
-                    data = part = nothing
-                    held.close()
-            if flat is not None or communicator is None:
-                yield bucket, flat
+    for bucket in manifest.buckets():
+        if sharded:
+            yield bucket, _from_shards(parameters, bucket, communicator)
+        elif communicator is not None:
+            parts = [_bytes(parameters[p.name].detach())[p.start : p.stop] for p in bucket]
+            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield bucket, _on_device(flat, communicator)
+            del flat
+
+
+def _from_shards(
+    parameters: dict[str, nn.Parameter], bucket: Sequence[Piece], communicator: Communicator | None
+) -> Tensor | None:
+    """The bucket on rank 0, from every rank that holds a part of it; all ranks call this alike.
+
+    DeepSpeed's gather would make the parameter up to three times over: the collective's output, its
+    concatenation and, on gloo, the collective's own buffer. Rank r's shard is `ds_tensor`: elements
+    [r, r + 1) x ds_numel of the flat parameter, the last ones padded.
+    """
+    flat, offset = None, 0
+    for piece in bucket:
+        parameter: Any = parameters[piece.name]
+        group, shard = parameter.ds_process_group, _bytes(parameter.ds_tensor.data)
+        rank, size = dist.get_rank(group), shard.numel()
+        if rank == 0 and flat is None:
+            total = sum(piece.num_bytes for piece in bucket)
+            flat = torch.empty(total, dtype=torch.uint8, device=shard.device)
+        for owner in range(piece.start // size, -(-piece.stop // size)):
+            start, stop = max(piece.start, owner * size), min(piece.stop, (owner + 1) * size)
+            mine = shard[start - owner * size : stop - owner * size]
+            place = slice(offset + start - piece.start, offset + stop - piece.start)
+            if rank == owner == 0:
+                flat[place] = mine
+            elif rank == 0:
+                dist.recv(flat[place], group=group, group_src=owner)
+            elif rank == owner:
+                dist.send(mine, group=group, group_dst=0)
+        offset += piece.num_bytes
+    return flat if flat is None or communicator is None else _on_device(flat, communicator)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _try_send(

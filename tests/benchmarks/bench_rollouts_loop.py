@@ -41,12 +41,17 @@ def engine_class() -> Any:
                 return index
 
             first = self.holds
-            for finished in asyncio.as_completed([sample(i) for i in indices]):
-                index = await finished
-                spans = (VersionSpan(first, 0, 2), VersionSpan(self.holds, 2, 4))
-                part = GroupPart((index,), (4,), ("stop",), (spans,), (0.5,), self.name, 0.0)
-                yield await _done(part)
-                yield await _done([None])
+            tasks = [asyncio.create_task(sample(i)) for i in indices]
+            try:
+                for finished in asyncio.as_completed(tasks):
+                    index = await finished
+                    spans = (VersionSpan(first, 0, 2), VersionSpan(self.holds, 2, 4))
+                    part = GroupPart((index,), (4,), ("stop",), (spans,), (0.5,), self.name, 0.0)
+                    yield await _done(part)
+                    yield await _done([None])
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     return Batching
 

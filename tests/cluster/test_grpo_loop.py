@@ -229,6 +229,21 @@ async def test_engines_that_do_not_start_are_told_and_the_run_goes_on(loop_world
     loop_world.account(run, loop_world)
 
 
+async def test_a_run_that_ends_tells_whoever_waits(loop_world):
+    """One change is under way, another was asked for behind it."""
+    run = await loop_world.build("grpo.steps=10")
+    loop_world.start_s = 99.0
+    first = loop_world.control.ask(Request(rollout_actors=2))
+    training = asyncio.create_task(run_to_end(run))
+    await until(lambda: loop_world.control.outcome(first)[0] == "begun")
+    second = loop_world.control.ask(Request(reward_workers=2))
+    await training
+    for asked in (first, second):
+        outcome, text = loop_world.control.outcome(asked)
+        assert outcome == "failed" and "the run ended before it was done" in text
+    loop_world.account(run, loop_world)
+
+
 async def test_the_learner_restarts_while_engines_generate_up_to_the_bound(loop_world):
     run = await loop_world.build("grpo.steps=12", "grpo.max_staleness=1")
     training = asyncio.create_task(run_to_end(run))
