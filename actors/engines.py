@@ -101,12 +101,21 @@ class Engines:
             raise RunFailed(f"{len(failed)} of {len(opening)} engines did not start: {failed[0]}")
 
     async def restart(self) -> None:
-        """Lose every engine; each is replaced outside the allowance for faults."""
+        """Lose every engine; each is replaced outside the allowance for faults. Returns when the
+        replacements are there; raises RunFailed when fewer are."""
         staying = [name for name, member in self.members.items() if not member.leaving]
         self._replacements_left += len(staying)
         for name in staying:
             self._left.add(name)
             self.lose(name, RuntimeError("restarted on request"))
+        while self._replacing:
+            await asyncio.wait(set(self._replacing))
+        lacking = self._target - sum(not member.leaving for member in self.members.values())
+        if lacking > 0:
+            raise RunFailed(
+                f"{lacking} of {len(staying)} engines did not come back: "
+                f"{list(self.lost.values())[-1]}"
+            )
 
     def lose(self, name: str, error: BaseException, *, replace: bool = True) -> RolloutLost:
         """Kill the engine, start another in its place; returns what its requests are to raise."""

@@ -183,7 +183,8 @@ class RolloutPool:
         await self._engines.scale(engines)
 
     async def restart(self) -> None:
-        """Lose every engine at once; each is replaced, outside the allowance for faults."""
+        """Lose every engine at once and wait for what replaces them, outside the allowance for
+        faults."""
         await self._engines.restart()
 
     async def stats(self) -> dict[str, float]:

@@ -120,10 +120,11 @@ class Scaling:
         if lacking:
             self._tell(step, names, "refused", f"{request} not possible: {lacking}")
             return
+        started = time.monotonic()
         self._tell(step, names, "begun", f"{request} from step {step}")
         if request.restart_learner:
             await restart_learner()
-        self._running = asyncio.create_task(self._carry_out(step, names, request))
+        self._running = asyncio.create_task(self._carry_out(step, names, request, started))
 
     async def close(self) -> None:
         """The run ends: whoever still waits for an outcome is told."""
@@ -133,8 +134,9 @@ class Scaling:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
 
-    async def _carry_out(self, step: int, names: list[str], request: Request) -> None:
-        started = time.monotonic()
+    async def _carry_out(
+        self, step: int, names: list[str], request: Request, started: float
+    ) -> None:
         changes: list[Awaitable[None]] = []
         if request.restart_rollouts:
             changes.append(self._rollouts.restart())

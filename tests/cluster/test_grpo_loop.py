@@ -265,7 +265,11 @@ async def test_all_engines_restart_on_request(loop_world):
     run = await loop_world.build("grpo.steps=12", "rollout.actors=2", "rollout.max_replacements=0")
     training = asyncio.create_task(run_to_end(run))
     await steps_done(run, 4)
-    loop_world.control.ask(Request(restart_rollouts=True))
+    loop_world.start_s = 0.1
+    asked = loop_world.control.ask(Request(restart_rollouts=True))
+    await until(lambda: loop_world.control.outcome(asked)[0] not in ("waiting", "begun"))
+    assert loop_world.control.outcome(asked)[0] == "done"
+    assert run.rollouts.counts()["engines"] == 2  # done means that they are back
     await training
     assert set(run.rollouts.members()) == {"rollout-2", "rollout-3"}
     assert run.counts["quarantined"] == 0

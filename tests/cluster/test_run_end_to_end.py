@@ -165,12 +165,16 @@ def in_flight(record: dict) -> float:
     return record["buffer/admitted"] - record["buffer/trained"] - dropped
 
 
+@pytest.mark.proof  # three engines' starts: minutes
+@pytest.mark.timeout(1500)
 def test_a_live_run_scales_and_its_services_restart(tmp_path, from_sft):
     """From one engine to three and back; then the learner alone, then the engines alone."""
     live = Live(
         h1r(
-            tmp_path, "grpo", *from_sft, "grpo.steps=5000", "cluster.num_cpus=8",
-            "learner.threads=1", "rollout.kv_cache_gib=0.1", "rollout.num_cpus=0.5",
+            # A policy that all but stands still has signal for as long as this takes.
+            tmp_path, "grpo", *from_sft, "grpo.steps=5000", "grpo.optimizer.learning_rate=1e-7",
+            "cluster.num_cpus=8", "learner.threads=1", "rollout.kv_cache_gib=0.1",
+            "rollout.num_cpus=0.5",
         )
     )  # fmt: skip
     folder = tmp_path / "tiny-cpu"
