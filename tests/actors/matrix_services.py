@@ -179,18 +179,30 @@ class PlainEngine:
 class PlainLearner:
     """The part of LearnerActor that a weight transfer talks to; a bucket takes `bucket_s`."""
 
-    def __init__(self, deadline_s: float, bucket_s: float) -> None:
+    def __init__(
+        self, deadline_s: float, bucket_s: float, folders: tuple[str, ...] = (), bucket: int = 0
+    ) -> None:
+        """`folders`: real models that the versions take turns in, for real engines."""
         self._deadline_s, self._bucket_s, self._version = deadline_s, bucket_s, 0
+        self._folders, self._bucket_bytes = folders, bucket or BUCKET_BYTES
         self._communicator: Any = None
 
     def update(self, version: int) -> dict[str, int]:
         self._version = version
-        return digest(dict(model(version).named_parameters()))
+        return digest(dict(self._model().named_parameters()))
 
     def weight_manifest(self) -> WeightManifest:
         from learners.weight_sender import manifest_of
 
-        return manifest_of(model(0), BUCKET_BYTES)
+        return manifest_of(self._model(), self._bucket_bytes)
+
+    def _model(self) -> torch.nn.Module:
+        if not self._folders:
+            return model(self._version)
+        from transformers import AutoModelForCausalLM
+
+        folder = self._folders[self._version % len(self._folders)]
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 
     def open_epoch(self, number: int, offsets: dict[str, int], size: int) -> TransferEpoch:
         if self._communicator is not None:
@@ -213,8 +225,8 @@ class PlainLearner:
     def send(self) -> dict[str, float]:
         from learners.weight_sender import manifest_of, send_weights
 
-        policy = model(self._version)
-        manifest = manifest_of(policy, BUCKET_BYTES)
+        policy = self._model()
+        manifest = manifest_of(policy, self._bucket_bytes)
         return send_weights(policy, manifest, self._communicator, sharded=False)
 
     def close(self) -> None: ...
