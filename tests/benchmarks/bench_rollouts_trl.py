@@ -28,7 +28,7 @@ RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
 MODEL = ROOT / "runs" / "tiny-cpu" / "sft-model"
 H1R = Path(sys.executable).with_name("h1r")
 PROMPTS, GROUP, LENGTH, RATE = 8, 8, 64, 1e-4
-OUR_STEPS, TRL_STEPS, WARM_UP = 48, 16, 2
+OUR_STEPS, TRL_STEPS, WARM_UP = 36, 12, 2
 
 
 def ours(folder: Path) -> tuple[list[float], list[float]]:
