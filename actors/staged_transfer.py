@@ -7,6 +7,7 @@ with it, so a dead sender can neither stop the engine nor write into the next ep
 
 from __future__ import annotations
 
+import mmap
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.errors import WeightTransferError
-from h1r_rl.weight_manifest import Checksums, ParameterSpec, Piece, TransferEpoch, WeightManifest
+from h1r_rl.weight_manifest import Checksums, ParameterSpec, TransferEpoch, WeightManifest
 
 RUNNING, DONE = "running", "done"
 
@@ -75,45 +76,32 @@ class StagedTransfer:
         if self._communicator is None:
             raise WeightTransferError("a transfer was begun in an epoch that was never joined")
         self._end = time.monotonic() + self._epoch.deadline_s
-        staged: dict[str, Tensor] = {}
-        sums = Checksums()
+        sums, arrived = Checksums(), 0
+        memory = _host_memory(manifest.num_bytes)  # parameters one after another, as they come
         with ThreadPoolExecutor(1, thread_name_prefix="weights-sums") as summing:
             for bucket in manifest.buckets():
-                data = self._receive_bucket(bucket, staged)
-                summed = summing.submit(sums.add, bucket, data.numpy())  # while the next one comes
+                place = memory[arrived : arrived + sum(piece.num_bytes for piece in bucket)]
+                self._receive_into(place, bucket[0].name)
+                summed = summing.submit(sums.add, bucket, place.numpy())  # while the next one comes
+                arrived += len(place)
             summed.result()
         sent = torch.empty(len(sums.values), dtype=torch.int64, device=self._device)
         self._broadcast(sent, "the checksums")
         self._compare(manifest, sent.cpu().numpy(), np.array(sums.values))
-        for spec in manifest.parameters:
-            staged[spec.name] = _shaped(staged[spec.name], spec)
-        return staged
+        ends = np.cumsum([spec.num_bytes for spec in manifest.parameters]).tolist()
+        return {
+            spec.name: _shaped(memory[end - spec.num_bytes : end], spec)
+            for spec, end in zip(manifest.parameters, ends, strict=True)
+        }
 
-    def _receive_bucket(self, bucket: list[Piece], staged: dict[str, Tensor]) -> Tensor:
-        """The bucket's bytes on the host, noted in `staged` as far as they end there. What is a
-        part of one parameter is received in its place; a GPU holds one bucket beside its model."""
-        first, size = bucket[0], sum(piece.num_bytes for piece in bucket)
-        for piece in bucket:
-            if piece.start == 0 and (not piece.ends or piece is first):
-                staged[piece.name] = torch.empty(piece.spec.num_bytes, dtype=torch.uint8)
-        in_place = len(bucket) == 1 and self._device.type == "cpu"
-        flat = (
-            staged[first.name][first.start : first.stop]
-            if in_place
-            else torch.empty(size, dtype=torch.uint8, device=self._device)
-        )
-        self._broadcast(flat, first.name)
-        if in_place:
-            return flat
-        flat, offset = flat.cpu(), 0
-        for piece in bucket:
-            data = flat[offset : offset + piece.num_bytes]
-            if piece.name in staged:
-                staged[piece.name][piece.start : piece.stop] = data
-            else:
-                staged[piece.name] = data
-            offset += piece.num_bytes
-        return flat
+    def _receive_into(self, place: Tensor, what: str) -> None:
+        """A bucket, straight into its place on the host; a GPU holds it beside its model first."""
+        if self._device.type == "cpu":
+            self._broadcast(place, what)
+            return
+        bucket = torch.empty_like(place, device=self._device)
+        self._broadcast(bucket, what)
+        place.copy_(bucket)
 
     def _broadcast(self, into: Tensor, what: str) -> None:
         """From the learner, within what is left of the transfer's one deadline."""
@@ -143,9 +131,18 @@ class StagedTransfer:
             )
 
 
+def _host_memory(num_bytes: int) -> Tensor:
+    """Fresh bytes, in huge pages where the kernel has them: a fault for every 4 KiB would take a
+    good part of the time that the bytes themselves take."""
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
+
+
 def _shaped(data: Tensor, spec: ParameterSpec) -> Tensor:
-    """The parameter in its dtype and shape. Behind parameters of a narrower dtype in a bucket its
-    bytes may lie where its dtype may not begin: then they are copied."""
+    """The parameter in its dtype and shape. Behind parameters of a narrower dtype its bytes may lie
+    where its dtype may not begin: then they are copied."""
     dtype = getattr(torch, spec.dtype)
     if data.storage_offset() % dtype.itemsize:
         data = data.clone()

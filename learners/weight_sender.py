@@ -75,47 +75,66 @@ def send_weights(
 def _buckets(
     model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, sharded: bool
 ) -> Iterator[tuple[Sequence[Piece], Tensor | None]]:
-    """(bucket, its bytes where there is somebody to send them to)."""
+    """(bucket, its bytes where there is somebody to send them to); good until the next one."""
     parameters = dict(model.named_parameters())
+    sender = _is_first(parameters) if sharded else communicator is not None
+    memory = None  # one for all buckets: its pages are faulted in once
     for bucket in manifest.buckets():
+        flat = None
+        if sender and (sharded or len(bucket) > 1):
+            if memory is None:
+                room = min(manifest.bucket_bytes, manifest.num_bytes)
+                device = _stored(parameters[bucket[0].name], sharded).device
+                memory = torch.empty(room, dtype=torch.uint8, device=device)
+            flat = memory[: sum(piece.num_bytes for piece in bucket)]
         if sharded:
-            yield bucket, _from_shards(parameters, bucket, communicator)
-        elif communicator is not None:
+            _fill_from_shards(parameters, bucket, flat)
+        elif sender:
             parts = [_bytes(parameters[p.name].detach())[p.start : p.stop] for p in bucket]
-            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-            yield bucket, _on_device(flat, communicator)
-            del flat
+            flat = parts[0] if flat is None else torch.cat(parts, out=flat)
+        if flat is not None and communicator is not None:
+            flat = _on_device(flat, communicator)
+        yield bucket, flat
 
 
-def _from_shards(
-    parameters: dict[str, nn.Parameter], bucket: Sequence[Piece], communicator: Communicator | None
-) -> Tensor | None:
-    """The bucket on rank 0, from every rank that holds a part of it; all ranks call this alike.
+def _fill_from_shards(
+    parameters: dict[str, nn.Parameter], bucket: Sequence[Piece], flat: Tensor | None
+) -> None:
+    """The bucket on rank 0 (`flat`; None elsewhere), from every rank that holds a part of it; all
+    ranks call this alike.
 
     DeepSpeed's gather would make the parameter up to three times over: the collective's output, its
     concatenation and, on gloo, the collective's own buffer. Rank r's shard is `ds_tensor`: elements
     [r, r + 1) x ds_numel of the flat parameter, the last ones padded.
     """
-    flat, offset = None, 0
+    offset = 0
     for piece in bucket:
         parameter: Any = parameters[piece.name]
-        group, shard = parameter.ds_process_group, _bytes(parameter.ds_tensor.data)
+        group, shard = parameter.ds_process_group, _bytes(_stored(parameter, True))
         rank, size = dist.get_rank(group), shard.numel()
-        if rank == 0 and flat is None:
-            total = sum(piece.num_bytes for piece in bucket)
-            flat = torch.empty(total, dtype=torch.uint8, device=shard.device)
         for owner in range(piece.start // size, -(-piece.stop // size)):
             start, stop = max(piece.start, owner * size), min(piece.stop, (owner + 1) * size)
             mine = shard[start - owner * size : stop - owner * size]
-            place = slice(offset + start - piece.start, offset + stop - piece.start)
-            if rank == owner == 0:
-                flat[place] = mine
-            elif rank == 0:
-                dist.recv(flat[place], group=group, group_src=owner)
-            elif rank == owner:
-                dist.send(mine, group=group, group_dst=0)
+            if flat is None:
+                if rank == owner:
+                    dist.send(mine, group=group, group_dst=0)
+                continue
+            place = flat[offset + start - piece.start : offset + stop - piece.start]
+            if rank == owner:
+                place.copy_(mine)
+            else:
+                dist.recv(place, group=group, group_src=owner)
         offset += piece.num_bytes
-    return flat if flat is None or communicator is None else _on_device(flat, communicator)
+
+
+def _is_first(parameters: dict[str, nn.Parameter]) -> bool:
+    parameter: Any = next(iter(parameters.values()))
+    return dist.get_rank(parameter.ds_process_group) == 0
+
+
+def _stored(parameter: Any, sharded: bool) -> Tensor:
+    """What this rank holds of it."""
+    return parameter.ds_tensor.data if sharded else parameter.detach()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

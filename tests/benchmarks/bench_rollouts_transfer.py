@@ -37,7 +37,7 @@ def meet(store_port: int, number: int, rank: int, size: int) -> Any:
     return epoch, Communicator(epoch, rank) if rank == 0 or number < 0 else None
 
 
-def receiver(port: int) -> None:
+def receiver(port: int, bucket: int) -> None:
     """Rank 1: bare broadcasts and whole transfers in turn."""
     import torch
 
@@ -46,7 +46,7 @@ def receiver(port: int) -> None:
     from h1r_rl.weight_manifest import TransferEpoch
     from learners.weight_sender import manifest_of
 
-    manifest = manifest_of(model(), BUCKET)
+    manifest = manifest_of(model(), bucket)
     _, bare = meet(port, -1, 1, 2)
     epoch = TransferEpoch(1, "gloo", "127.0.0.1", port, 2, {"rollout-0": 1}, 300.0)
     staged = StagedTransfer(epoch, 1, torch.device("cpu"))
@@ -69,7 +69,8 @@ def transfer_efficiency() -> tuple[float, str]:
 
     torch.set_num_threads(1)
     store = open_store()
-    process = multiprocessing.get_context("spawn").Process(target=receiver, args=(store.port,))
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=receiver, args=(store.port, BUCKET))
     process.start()
     policy = model()
     manifest = manifest_of(policy, BUCKET)
