@@ -7,7 +7,6 @@ with it, so a dead sender can neither stop the engine nor write into the next ep
 
 from __future__ import annotations
 
-import mmap
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.errors import WeightTransferError
+from h1r_rl.host_memory import HostMemory
 from h1r_rl.weight_manifest import Checksums, ParameterSpec, TransferEpoch, WeightManifest
 
 RUNNING, DONE = "running", "done"
@@ -30,6 +30,7 @@ class StagedTransfer:
         self._rank = rank
         self._device = device
         self._communicator: Communicator | None = None
+        self._memory = HostMemory()  # of a whole transfer: what one needs, the next one needs
         self._end = 0.0  # of the transfer under way
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"weights-{epoch.number}")
         self._last: Future[dict[str, Tensor]] = self._thread.submit(self._join)
@@ -77,7 +78,7 @@ class StagedTransfer:
             raise WeightTransferError("a transfer was begun in an epoch that was never joined")
         self._end = time.monotonic() + self._epoch.deadline_s
         sums, arrived = Checksums(), 0
-        memory = _host_memory(manifest.num_bytes)  # parameters one after another, as they come
+        memory = self._memory.lend(manifest.num_bytes)  # parameters in their order
         with ThreadPoolExecutor(1, thread_name_prefix="weights-sums") as summing:
             for bucket in manifest.buckets():
                 place = memory[arrived : arrived + sum(piece.num_bytes for piece in bucket)]
@@ -129,15 +130,6 @@ class StagedTransfer:
                 f"checksum of {manifest.parameters[at].name}: learner sent {sent[at]:016x}, "
                 f"rank {self._rank} received {received[at]:016x}"
             )
-
-
-def _host_memory(num_bytes: int) -> Tensor:
-    """Fresh bytes, in huge pages where the kernel has them: a fault for every 4 KiB would take a
-    good part of the time that the bytes themselves take."""
-    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
 
 
 def _shaped(data: Tensor, spec: ParameterSpec) -> Tensor:

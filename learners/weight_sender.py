@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.errors import WeightTransferError
+from h1r_rl.host_memory import HostMemory
 from h1r_rl.weight_manifest import Checksums, ParameterSpec, Piece, WeightManifest
 
 
@@ -85,7 +86,8 @@ def _buckets(
             if memory is None:
                 room = min(manifest.bucket_bytes, manifest.num_bytes)
                 device = _stored(parameters[bucket[0].name], sharded).device
-                memory = torch.empty(room, dtype=torch.uint8, device=device)
+                on_host = device.type == "cpu"
+                memory = HostMemory().lend(room) if on_host else _new_bytes(room, device)
             flat = memory[: sum(piece.num_bytes for piece in bucket)]
         if sharded:
             _fill_from_shards(parameters, bucket, flat)
@@ -125,6 +127,10 @@ def _fill_from_shards(
             else:
                 dist.recv(place, group=group, group_src=owner)
         offset += piece.num_bytes
+
+
+def _new_bytes(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _is_first(parameters: dict[str, nn.Parameter]) -> bool:

@@ -256,13 +256,14 @@ async def cached_rates(pool: Any) -> dict[int, float]:
     return rates
 
 
-async def measure(folders: dict[str, Path]) -> list[tuple[str, float, str, str]]:
-    rows = []
+async def measure(folders: dict[str, Path]) -> None:
+    """Three engines, one after another; what is known so far is written after each part."""
+    rows: list[tuple[str, float, str, str]] = []
     long = {"max_model_len": 2 * DECODED + 256, "kv_cache_gib": 1.0}
     pool = await started(folders["small"], **long)
-    value, note = await service_efficiency(pool, 64)
-    rows.append(("service_efficiency_small", value, "ratio", note))
-    rows += await updates(pool, folders["small"])
+    value, note = await service_efficiency(pool, 48)
+    write([*rows, ("service_efficiency_small", value, "ratio", note)], rows)
+    write(rows + await updates(pool, folders["small"]), rows)
     without = await cached_rates(pool)
     await pool.close()
     pool = await started(folders["small"], prefix_caching=True, **long)
@@ -274,25 +275,18 @@ async def measure(folders: dict[str, Path]) -> list[tuple[str, float, str, str]]
             f"tokens/s with prefix caching over without, 16 groups of {GROUP} behind prompts of "
             f"{length} tokens; {hits:.0f} tokens came from the cache in all"
         )
-        rows.append((f"prefix_caching_{length}", rate / without[length], "ratio", note))
+        found = (f"prefix_caching_{length}", rate / without[length], "ratio", note)
+        write([*rows, found], rows)
     pool = await started(folders["20m"])
     value, note = await service_efficiency(pool, 16)
-    rows.append(("service_efficiency_20m", value, "ratio", note))
+    write([*rows, ("service_efficiency_20m", value, "ratio", note)], rows)
     await pool.close()
-    return rows
 
 
-def main() -> None:
-    import ray
+def write(found: list[tuple[str, float, str, str]], rows: list[Any]) -> None:
     from results_file import metric, write_results
 
-    from actors import rollout_actor
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    rollout_actor.RolloutActor = measured_actor()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(measure(models(Path(folder))))
-    ray.shutdown()
+    rows[:] = found
     efficient = {name for name, *_ in rows if name.startswith("service_efficiency")}
     write_results(
         "rollouts_engine",
@@ -303,6 +297,18 @@ def main() -> None:
             for name, value, unit, note in rows
         ],
     )
+
+
+def main() -> None:
+    import ray
+
+    from actors import rollout_actor
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    rollout_actor.RolloutActor = measured_actor()
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(measure(models(Path(folder))))
+    ray.shutdown()
 
 
 if __name__ == "__main__":
