@@ -501,7 +501,7 @@ class WeightsConfig(Section):
         default="gloo", description="gloo on CPUs, nccl on CUDA."
     )
     bucket_mib: PositiveInt = Field(
-        default=256, description="Parameters travel packed in such buckets."
+        default=64, description="Parameters travel packed in such buckets."
     )
     deadline_s: PositiveFloat = Field(
         default=120.0, description="One transfer; late members are dirty."
