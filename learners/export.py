@@ -45,4 +45,6 @@ def _write(model: nn.Module, state: dict[str, Tensor], source: Path, folder: Pat
                 target = draft / BASE_CARD
             shutil.copy2(file, target)
     (draft / CARD).write_text(model_card(source, model.config.model_type), encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    for file in draft.glob("*.safetensors"):
+        file.chmod(0o644)  # the library makes it private; engines of other users load it too
     os.rename(draft, folder)

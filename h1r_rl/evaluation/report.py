@@ -56,7 +56,7 @@ def closing_table(result: dict[str, Any]) -> Any:
     for column in header:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" ± ", "±") for cell in row))  # fits 80 columns
     return table
 
 
