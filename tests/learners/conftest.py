@@ -7,6 +7,7 @@ import os
 import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it where the group is there already
 
 
 @pytest.fixture(scope="session")
