@@ -86,13 +86,14 @@ def test_preset_learns_what_was_rewarded(one_rank, folder, name):
     learner = LearnerConfig(micro_batch_tokens=60)
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
     engine = build_engine(model, learner, optimizer)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         metrics = run_plan(
             engine, plan, sampled, algorithm=algorithm, reference=reference,
             max_response_tokens=MAX_TOKENS,
         )  # fmt: skip
         norm, skipped = apply_gradients(engine)
-        assert not skipped and norm > 0 and np.isfinite(metrics["loss"])
+        assert not skipped and np.isfinite(metrics["loss"])
+        assert norm > 0 or step > 0  # GSPO's narrow clip may stop all after a step this large
     after = logprobs_of(model, plan, answers)
     gain = {k: (after[k] - before[k]).mean() for k in answers}
     right = np.mean([gain[k] for k in answers if k[1] % 2])
