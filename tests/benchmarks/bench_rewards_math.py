@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
-import os
-import platform
 import random
 import runpy
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import ray
+import results_file
 from math_verify import parse, verify
 
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.records import Completion, GroupPart, Prompt, VersionSpan
 from rewards.pool import RewardPool
 
-HERE = Path(__file__).parent
-PAIRS = runpy.run_path(str(HERE.parent / "rewards" / "answer_pairs.py"))
+PAIRS = runpy.run_path(str(Path(__file__).parents[1] / "rewards" / "answer_pairs.py"))
 GROUP = 16
 REPEATS = 4
 IDS = np.zeros(64, np.int32)
@@ -145,7 +142,7 @@ async def measure(verdicts: int) -> list[dict]:
         await pool.close()
     growth, before = await memory_growth(verdicts)
     table = PAIRS["pairs"]()
-    wrong = {n: len(PAIRS["errors"](PAIRS[n], table)) for n in ("ours", "bare_math_verify")}
+    ours, bare = (errors(PAIRS[name], table) for name in ("ours", "bare_math_verify"))
     rates = "{:.0f} against {:.0f} verdicts/s, one worker, through Ray, {}".format
     return [
         metric("math_throughput", ordinary[0] / ordinary[1], "ratio", ">= 0.8",
@@ -154,9 +151,18 @@ async def measure(verdicts: int) -> list[dict]:
                rates(*algebra, "no answer a plain integer")),
         metric("worker_memory_growth", growth, "share", "< 0.05",
                f"{verdicts} verdicts, worker and killable process, {before >> 20} MiB at first"),
-        metric("agreement_errors", wrong["ours"], f"of {len(table)} pairs", None,
-               f"bare math-verify: {wrong['bare_math_verify']}"),
+        metric("agreement_false_positives", ours[0], "pairs", None,
+               f"of {ours[2]} unequal ones; bare math-verify {bare[0]}"),
+        metric("agreement_false_negatives", ours[1], "pairs", None,
+               f"of {len(table) - ours[2]} equal ones; bare math-verify {bare[1]}"),
     ]
+
+
+def errors(judge: Callable[[str, str], bool], table: list) -> tuple[int, int, int]:
+    """False positives, false negatives, unequal pairs in the table."""
+    wrong = PAIRS["errors"](judge, table)
+    positives = sum(not pair.equal for pair in wrong)
+    return positives, len(wrong) - positives, sum(not pair.equal for pair in table)
 
 
 def metric(name: str, value: float, unit: str, target: str | None, note: str) -> dict:
@@ -164,8 +170,7 @@ def metric(name: str, value: float, unit: str, target: str | None, note: str) ->
     if target is not None:
         sign, bound = target.split()
         meets = value >= float(bound) if sign == ">=" else value < float(bound)
-    return {"name": name, "value": round(value, 4), "unit": unit, "target": target or "reported",
-            "meets": meets, "note": note}
+    return results_file.metric(name, value, unit, target or "reported", meets, note)
 
 
 def main() -> None:
@@ -178,22 +183,7 @@ def main() -> None:
         metrics = asyncio.run(measure(verdicts))
     finally:
         ray.shutdown()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    result = {
-        "benchmark": "rewards_math",
-        "commit": commit.strip(),
-        "machine": {
-            "cpu": platform.machine(),
-            "cores": os.cpu_count(),
-            "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        },
-        "metrics": metrics,
-    }
-    path = HERE / "results" / "rewards_math.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    for row in metrics:
-        print(f"{row['name']:<26}{row['value']:>9} {row['unit']} ({row['target']}): {row['note']}")
+    results_file.write_results("rewards_math", metrics)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -114,13 +115,24 @@ def test_cpu_limit_by_itself(executor):
     assert outcome.state == "timeout" and 0.9 < outcome.cpu_s < 3
 
 
-def test_open_programs_leave_nothing(open_executor, tmp_path):
+def test_open_programs_leave_nothing(open_executor):
     source = (
-        "import os, sys\nopen('left', 'w').close()\n"
-        "if os.fork() == 0:\n    import time; time.sleep(60)\nprint(os.getcwd())"
+        "import os\nopen('left', 'w').close()\nchild = os.fork()\n"
+        "if child == 0:\n    import time; time.sleep(600)\nprint(os.getcwd(), child)"
     )
-    folder = Path(open_executor.script(source, b"", LIMITS).stdout.decode().strip())
-    assert folder.name.startswith("h1r-code-") and not folder.exists()
+    folder, child = open_executor.script(source, b"", LIMITS).stdout.decode().split()
+    assert Path(folder).name.startswith("h1r-code-") and not Path(folder).exists()
+    deadline = time.monotonic() + 30  # whoever inherits it has yet to bury it
+    while Path(f"/proc/{child}").exists() and "Z" not in _state(child):
+        assert time.monotonic() < deadline, "its child lives on"
+        time.sleep(0.01)
+
+
+def _state(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def test_many_programs_leave_no_descriptor_or_memory(executor):

@@ -84,6 +84,10 @@ def test_is_nobody_on_the_host(status):
         assert status["Groups"].strip() == ""
 
 
+def test_files_are_its_own(status):
+    assert status["Umask"].strip() == "0077"
+
+
 def test_is_init_of_its_namespace(status):
     assert status["NSpid"].split()[-1] == "1"
 
@@ -261,6 +265,23 @@ def test_closing_ends_zygote_and_programs(namespaces):
         time.sleep(0.01)
     assert not any(folder.exists() for folder in folders)
     job._release()
+
+
+def test_all_goes_with_the_process_that_waits_outside(namespaces):
+    """It is what the worker sees of the zygote; killed, it leaves neither zygote nor programs."""
+    executor = JailExecutor(largest=LIMITS)
+    try:
+        first = executor.pid
+        (zygote,) = children(first)
+        os.kill(first, 9)
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{zygote}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert executor.script("print(1)", b"", LIMITS).stdout == b"1\n"
+        assert executor.pid != first
+    finally:
+        executor.close()
 
 
 def test_lost_zygote_is_replaced(namespaces):
