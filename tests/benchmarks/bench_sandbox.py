@@ -55,7 +55,7 @@ def nsjail_command(nsjail: str, *flags: str) -> list[str]:
     names = ["execve", "prctl", "prlimit64", "ioctl", *(f"SYSCALL[{n}]" for n in numbers)]
     return [
         nsjail, "-Mo", "-Q", "--user", "1000", "--group", "1000", *binds, "-T", "/tmp",
-        "--disable_proc", "--rlimit_as", "512", "--time_limit", "10",
+        "--disable_proc", "--rlimit_as", "512", "--time_limit", "600",
         "--seccomp_string", f"ALLOW {{ {', '.join(names)} }} DEFAULT ERRNO(1)", "--",
         *interpreter(*flags),
     ]

@@ -204,6 +204,23 @@ def test_helpers_come_from_the_prompt_never_from_the_completion(options):
     assert judged(options, explicit, fenced(forged), "prose").score == 0.0
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Complete the function below, with care.\n\n" + SHIFT,
+        f"Complete it:\n```python\n{SHIFT}```\nSo:\n```python\n>>> decode_shift('fgh')\n```",
+        f"Complete it:\n```\n{SHIFT}```\nIt prints\n```text\nabc\n```\n",
+        "# by Caesar\nFIVE = 5\n\n" + SHIFT.replace("+ 5", "+ FIVE"),
+        "from string import ascii_lowercase\n\n\n" + SHIFT,
+    ],
+    ids=["prose", "example_block", "output_block", "constant", "import"],
+)
+def test_where_a_prompts_code_stands(question, options):
+    body = '    return "".join(chr((ord(c) - 5 - ord("a")) % 26 + ord("a")) for c in s)\n'
+    assert judged(options, SHIFT_CHECK, body, question).score == 1.0
+    assert judged(options, SHIFT_CHECK, "    return s\n", question).score == 0.0
+
+
 def test_asserts_by_name(options):
     truth = {"check": "assert add(1, 2) == 3\nassert add('a', 'b') == 'ab'", "entry_point": "add"}
     assert judged(options, truth, fenced("def add(a, b): return a + b")).score == 1.0
