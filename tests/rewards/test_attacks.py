@@ -217,7 +217,9 @@ def test_huge_completion(options):
     tests = {"tests": [{"input": "", "output": "ESCAPED"}]}
     block = "```python\n" + "#" * (50 << 20) + "\n```"
     for text in ("x" * (50 << 20), block, "```\n" * (12 << 20)):
-        assert verdict(options, text, tests).score == 0.0
+        found = verdict(options, text, tests)
+        assert found.score == 0.0
+        assert found.reason == "no_answer" or text[:4] == "```\n"  # its beginning is not read
     assert time.monotonic() - started < 4 * PROMPT_S
     assert_next_item_is_served(options)
 
@@ -228,5 +230,7 @@ def test_huge_completion(options):
     ids=["nul", "surrogate", "no_text", "long"],
 )
 def test_source_that_is_no_text(source, options):
-    assert judged(options, source, "ESCAPED").score == 0.0
+    found = judged(options, source, "ESCAPED")
+    assert found.score == 0.0
+    assert (found.reason == "too_long") == (len(source) > 300_000)
     assert_next_item_is_served(options)

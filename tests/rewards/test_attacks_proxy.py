@@ -11,6 +11,9 @@ import pytest
 from h1r_rl.config.schema import CodeConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.code_verifier import executor_for, verify
+from rewards.sandbox.codec import encode
+from rewards.sandbox.executor import _relay
+from rewards.sandbox.program import _exception
 
 CODE = CodeConfig(cpu_s=2, wall_s=8, total_s=20, memory_mib=256, output_mib=1, processes=6)
 PROMPT_S = 15.0
@@ -86,6 +89,8 @@ MESSAGES = {
     "pickle": _PICKLE.replace("{message}", "pickle.dumps(P())"),
     "pickle_in_bytes": "import pickle\nclass P:\n    def __reduce__(self): return (exec, ('x',))\n"
     "def f(*a): return pickle.dumps(P())",
+    "no_tuple": _WRITE.format(message="b'N'"),
+    "one_part": _WRITE.format(message=r"b't\1\0\0\0s\5\0\0\0value'"),
     "garbage": _WRITE.format(message="os.urandom(1000)"),
     "empty": _WRITE.format(message="b''"),
     "announces_four_gigabytes": "import os\ndef f(*a): os.write(3, b'\\xff\\xff\\xff\\xff')",
@@ -142,6 +147,30 @@ def test_no_exception_ends_the_tests_loop(options):
         assert verdict(options, f"def f(x): raise {kind}", LOOP_CHECK).score == 0.0
     named = "class StopIteration(Exception): pass\ndef f(x): raise StopIteration"
     assert verdict(options, named, LOOP_CHECK).score == 0.0
+
+
+def test_an_exception_that_would_end_the_test_arrives_as_another():
+    for name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "StopIteration", "print", ""):
+        assert type(_exception(name, "text")) is RuntimeError
+    assert type(_exception("KeyError", "text")) is KeyError
+
+
+def test_no_malformed_reply_reaches_the_test():
+    """What the candidate sends is checked outside, before the test's jail reads it."""
+
+    class Judge:
+        deadline = 0.0
+
+        def receive(self, deadline: float) -> bytes:
+            return encode(("call", (1,), {}))
+
+    class Hostile:
+        deadline = 0.0
+
+        def ask(self, message: bytes, deadline: float) -> bytes:
+            return encode(("done", "passed", ""))
+
+    assert _relay(Judge(), Hostile()) == ("failed", "malformed_reply")
 
 
 def test_candidate_cannot_find_the_tests_source(options):

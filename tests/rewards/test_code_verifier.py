@@ -9,6 +9,7 @@ import pytest
 
 from h1r_rl.config.schema import CodeConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
+from rewards.code_compare import same_output
 from rewards.code_ground_truth import BadGroundTruth, parse
 from rewards.code_verifier import _subset, check_ground_truth, verify
 
@@ -327,6 +328,14 @@ def test_output_comparison(printed, expected, same, options):
     truth = {"tests": [{"input": "", "output": expected}]}
     verdict = judged(options, truth, fenced(f"import sys\nsys.stdout.write({printed!r})"))
     assert verdict.score == float(same)
+
+
+def test_long_tokens_are_compared_as_text():
+    """Millions of digits cost time to read as a number: so long an answer counts as written."""
+    assert same_output(b"0" * 300 + b"1", "1")
+    assert not same_output(b"0" * 400 + b"1", "1")
+    assert same_output(b"7" * (4 << 20), "7" * (4 << 20), 1e-6)
+    assert not same_output(b"7" * (4 << 20), "7" * (4 << 20) + ".0", 1e-6)
 
 
 def test_tolerance(options):

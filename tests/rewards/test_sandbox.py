@@ -107,6 +107,8 @@ def test_states(either):
     assert either.script("raise SystemExit", b"", LIMITS).state == "finished"
     assert either.script("x = [0] * 10**9", b"", LIMITS).state == "memory"
     assert "ZeroDivisionError" in either.script("1/0", b"", LIMITS).stderr
+    noisy = either.script("import sys\nsys.stderr.write('x' * 100_000 + 'end')", b"", LIMITS).stderr
+    assert noisy.endswith("xend") and len(noisy) == 4096
 
 
 def test_cpu_limit_by_itself(executor):

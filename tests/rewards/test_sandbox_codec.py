@@ -85,8 +85,9 @@ def test_depth_size_and_circles_are_bounded():
     for value in (deep, circle, "x" * (5 << 20), [0] * (2 << 20)):
         with pytest.raises(CodecError):
             encode(value)
-    with pytest.raises(CodecError):
-        decode(b"l\1\0\0\0" * 100 + b"N")
+    for data in (b"l\1\0\0\0" * 100 + b"N", b"NN", b""):
+        with pytest.raises(CodecError):
+            decode(data)
 
 
 def test_announced_counts_are_checked_before_memory_is_taken():

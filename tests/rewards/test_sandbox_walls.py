@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from rewards.sandbox import cgroups
 from rewards.sandbox.executor import JailExecutor
 from rewards.sandbox.jobs import Job
 from rewards.sandbox.limits import Limits
@@ -141,6 +143,21 @@ def test_mounts(program):
     assert "size=8192k" in seen["/tmp"][1] and "nr_inodes=1024" in seen["/tmp"][1]
 
 
+def test_no_mount_of_the_host_comes_through(program, executor):
+    """A slave would see what the host mounts later."""
+    (zygote,) = children(executor.pid)
+    for pid in (zygote, program):
+        for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+            before = line.split(" - ")[0]
+            assert not {"shared", "master"} & {part.split(":")[0] for part in before.split()[6:]}
+
+
+def test_interpreter_has_run_no_code_of_the_host(executor):
+    """`site` would run what site-packages tells it to, before the walls stand."""
+    source = "import sys\nprint(sys.flags.no_site, 'site' in sys.modules)"
+    assert executor.script(source, b"", LIMITS).stdout == b"1 False\n"
+
+
 def test_work_folder_is_private(program):
     assert Path(f"/proc/{program}/root/tmp").stat().st_mode & 0o777 == 0o700
 
@@ -162,6 +179,18 @@ def test_control_group(program, executor):
         if path.exists()
     ]
     assert values and max(values) < 1 << 30
+    counts = [folder / "pids.max" for folder in executor.cgroup.folders]
+    assert all(int(path.read_text()) < 100 for path in counts if path.exists())
+
+
+def test_control_groups_of_the_dead_are_removed(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [f"h1r-sandbox-{pid}-ab" for pid in (ended.pid, os.getpid())] + ["another"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    cgroups._sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
 
 
 def test_zygote_has_let_go_of_the_host(executor):
