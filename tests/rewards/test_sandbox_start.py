@@ -108,6 +108,31 @@ def test_groups_of_root_stay_outside(namespaces):
     assert ran.stdout.strip() == "[]", ran.stderr
 
 
+SHARED_SOURCE = """
+from pathlib import Path
+from rewards.sandbox.executor import JailExecutor
+executor = JailExecutor()
+(zygote,) = Path(f"/proc/{executor.pid}/task/{executor.pid}/children").read_text().split()
+tags = Path("/proc/self/mountinfo").read_text(), Path(f"/proc/{zygote}/mountinfo").read_text()
+print(*("shared:" in text or "master:" in text for text in tags))
+executor.close()
+"""
+
+
+def test_nothing_that_the_host_mounts_later_comes_through(namespaces):
+    """Where the host's mounts are shared, as systemd has them, the zygote's follow none of them."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and util-linux")
+    shell = 'mount --make-rshared / || exit 77; exec "$0" -c "$1"'
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", shell, sys.executable, SHARED_SOURCE],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )
+    if ran.returncode == 77:
+        pytest.skip(f"mounts cannot be shared here: {ran.stderr.strip()[-200:]}")
+    assert ran.stdout.split() == ["True", "False"], ran.stderr
+
+
 REFUSED_SOURCE = """
 from h1r_rl.errors import ConfigError
 from rewards.sandbox.executor import JailExecutor
