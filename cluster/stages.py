@@ -116,6 +116,7 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
         seed=config.seed,
         start_timeout_s=timeout_s,
         trust_remote_code=config.model.trust_remote_code,
+        engine_dtype=config.rollout.dtype,
     )
     async with tracked(config, folder, "grpo", parent_run_id) as tracker:
         async with services(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from h1r_rl.config.schema import LearnerConfig, OptimizerConfig
+from h1r_rl.hybrid.engine_values import compute_as_engine, rounded
 from h1r_rl.hybrid.load import output_head
 from h1r_rl.hybrid.packed_forward import hidden_states
 from h1r_rl.hybrid.token_logprobs import token_logprobs
@@ -23,13 +24,25 @@ NO_DECAY = ("A_log", "dt_bias", ".D", "bias", "norm")
 
 
 class PolicyLogprobs(nn.Module):
-    """The whole forward pass as one module, so that ZeRO's hooks see every parameter's use."""
+    """The whole forward pass as one module, so that ZeRO's hooks see every parameter's use.
 
-    def __init__(self, model: nn.Module, *, temperature: float, chunk_tokens: int) -> None:
+    `engine_dtype`: dtype of the engine whose log-probabilities these are compared with; the values
+    that it rounded to are those computed with, once `compute_as_engine` has been called too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        temperature: float,
+        chunk_tokens: int,
+        engine_dtype: str = "float32",
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.chunk_tokens = chunk_tokens
+        self.engine_dtype = engine_dtype
 
     def forward(
         self, input_ids: Tensor, document_starts: Tensor, positions: Tensor
@@ -41,7 +54,7 @@ class PolicyLogprobs(nn.Module):
         return token_logprobs(
             hidden[positions - 1],
             input_ids[positions],
-            weight,
+            rounded(weight, getattr(torch, self.engine_dtype)),
             logit_multiplier=multiplier,
             temperature=self.temperature,
             chunk_tokens=self.chunk_tokens,
@@ -93,6 +106,9 @@ def build_engine(policy: PolicyLogprobs, learner: LearnerConfig, optimizer: Opti
         model=policy,
         model_parameters=_parameter_groups(policy, optimizer.weight_decay),
         config=deepspeed_config(learner, optimizer),
+    )
+    compute_as_engine(
+        policy.model, policy.engine_dtype, autocast=learner.autocast == policy.engine_dtype
     )
     if learner.zero_stage == 3:
         deepspeed.zero.register_external_parameter(policy, output_head(policy.model)[0])

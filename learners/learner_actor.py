@@ -54,8 +54,10 @@ class LearnerActor:
         seed: int,
         initial_version: int,
         trust_remote_code: bool,
+        engine_dtype: str,
     ) -> None:
-        """Join the other ranks and load the policy into a DeepSpeed engine."""
+        """Join the other ranks and load the policy into a DeepSpeed engine. It computes with the
+        values that rollout engines of `engine_dtype` hold."""
         on_gpu = self._learner.num_gpus > 0
         os.environ.update(
             MASTER_ADDR=meeting_point[0],
@@ -67,6 +69,7 @@ class LearnerActor:
         import deepspeed
         import torch
 
+        from h1r_rl.hybrid.engine_values import compute_as_engine
         from h1r_rl.hybrid.load import load_policy
         from learners.deepspeed_engine import PolicyLogprobs, build_engine
 
@@ -86,13 +89,17 @@ class LearnerActor:
                 device="cuda" if on_gpu else "cpu",
             )
             return PolicyLogprobs(
-                model, temperature=temperature, chunk_tokens=self._learner.logprob_chunk_tokens
+                model,
+                temperature=temperature,
+                chunk_tokens=self._learner.logprob_chunk_tokens,
+                engine_dtype=engine_dtype,
             )
 
         self._engine = build_engine(policy(), self._learner, self._optimizer)
         self._reference = None
         if algorithm is not None and algorithm.kl.coefficient:
             self._reference = policy().eval().requires_grad_(False)
+            compute_as_engine(self._reference.model, engine_dtype, autocast=False)
         self._algorithm = algorithm
         self._max_response_tokens = max_response_tokens
         self._total_steps = total_steps

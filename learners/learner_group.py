@@ -60,8 +60,10 @@ class LearnerGroup:
         start_timeout_s: float,
         initial_version: int = 0,
         trust_remote_code: bool = False,
+        engine_dtype: str = "float32",
     ) -> LearnerGroup:
-        """Actors up, policy loaded on every rank. `algorithm` None: supervised fine-tuning."""
+        """Actors up, policy loaded on every rank. `algorithm` None: supervised fine-tuning.
+        `engine_dtype`: of the rollout engines whose values are computed with."""
         from ray.exceptions import RayActorError
 
         from learners.learner_actor import LearnerActor
@@ -92,6 +94,7 @@ class LearnerGroup:
                 seed=seed,
                 initial_version=initial_version,
                 trust_remote_code=trust_remote_code,
+                engine_dtype=engine_dtype,
                 deadline_s=start_timeout_s,
             )
         except BaseException as error:
