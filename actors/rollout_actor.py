@@ -240,6 +240,10 @@ class RolloutActor:
     async def version(self) -> str:
         return await self._engine.get_weight_version()
 
+    async def ask_worker(self, method: str) -> Any:
+        """The answer of the first worker's `WorkerExtension` method."""
+        return (await self._engine.collective_rpc(method))[0]
+
     async def health(self) -> None:
         """Raises when the engine is dead."""
         from vllm.v1.engine.exceptions import EngineDeadError

@@ -174,6 +174,10 @@ class RolloutPool:
         current = [name for name in self._engines.ready() if name not in self.behind()]
         return await self._each("score", current, prompt)
 
+    async def ask_worker(self, method: str) -> dict[str, Any]:
+        """What the first worker of each live engine says to a method of `WorkerExtension`."""
+        return await self._each("ask_worker", self._engines.ready(), method)
+
     async def scale(self, engines: int) -> None:
         """Start or drain engines until `engines` live; joiners serve after their first commit.
 

@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.engine_tensors import Held, held_tensors
 from actors.staged_transfer import StagedTransfer
 from h1r_rl.errors import WeightTransferError
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
@@ -109,9 +110,20 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker, so that the actor can poll without blocking its main loop."""
+    """Mixed into vLLM's worker, so that the actor can ask it beside its main loop."""
 
     weight_transfer_engine: WeightReceiver
+    model_runner: Any
+    vllm_config: Any
 
     def weight_transfer_outcome(self) -> str:
         return self.weight_transfer_engine.outcome()
+
+    def held_tensors(self) -> Held:
+        """What the model computes with now (see `engine_tensors`)."""
+        return held_tensors(self.model_runner.model)
+
+    def block_tokens(self) -> int:
+        """Tokens of a block of the prefix cache."""
+        cache = self.vllm_config.cache_config
+        return int(max(cache.block_size, cache.mamba_block_size or 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -85,6 +85,67 @@ def verify(
     from h1r_rl.config.load import load_reward
 
     verify_file(source, target, load_reward(overrides or ()), workers)
+
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@app.command()
+def selftest(
+    model: Annotated[Path, typer.Argument(help="Hugging Face folder of a hybrid model.")],
+    dtype: Annotated[Dtype, typer.Option(help="Engine weights, as rollout.dtype.")] = "float32",
+    ssm_dtype: Annotated[
+        Dtype, typer.Option(help="The engine's SSM state, as rollout.mamba_ssm_cache_dtype.")
+    ] = "float32",
+    autocast: Annotated[
+        Literal["none", "bfloat16"] | None,
+        typer.Option(help="As learner.autocast; default: bfloat16 beside a bfloat16 engine."),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each side.")] = 1,
+    gpu_memory: Annotated[
+        float, typer.Option(help="Share of the GPU that the engine takes beside the learner.")
+    ] = 0.4,
+    gap_limit: Annotated[
+        float | None,
+        typer.Option(help="Mean |difference| of log-probabilities allowed; default: by dtypes."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the token ids that are asked.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the folder run its own code.")
+    ] = False,
+) -> None:
+    """Check that engine and learner may be trusted with a model: seven lines, pass or fail.
+
+    Starts one engine and sends it weights as a run does. packing leak: no document of a packed row
+    moves another. export round trip: what is written is what is held, and loads again. scan/decode
+    floor: engine and learner give the same log-probabilities. tensor values: both compute with the
+    same state-space tensors. multipliers alive: none is lost on either side. identical-weights
+    reload: pushing the same weights changes nothing. stale prefix: after an update no cached state
+    of old weights answers.
+
+    Exit code 0: no line failed; 1: one did (docs/selftest.md says what it means); 2: not a model
+    that can be checked.
+    """
+    from cluster.selftest import Options, run
+
+    run(
+        Options(
+            folder=model,
+            dtype=dtype,
+            ssm_dtype=ssm_dtype,
+            autocast=autocast,
+            device=device,
+            threads=threads,
+            gpu_memory=gpu_memory,
+            gap_limit=gap_limit,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        ),
+        typer.echo,
+    )
 
 
 @app.command()

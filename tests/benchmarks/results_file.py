@@ -18,7 +18,7 @@ def metric(
     """`meets` None: reported without a target."""
     return {
         "name": name,
-        "value": round(float(value), 4),
+        "value": round(float(value), 4) if abs(value) >= 0.01 else float(f"{float(value):.4g}"),
         "unit": unit,
         "target": target,
         "meets": None if meets is None else bool(meets),
@@ -26,7 +26,8 @@ def metric(
     }
 
 
-def write_results(benchmark: str, metrics: list[dict[str, Any]]) -> None:
+def write_results(benchmark: str, metrics: list[dict[str, Any]], **more: Any) -> None:
+    """`more`: what the metrics were made of, for tests and readers of the file."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     result = {
         "benchmark": benchmark,
@@ -37,6 +38,7 @@ def write_results(benchmark: str, metrics: list[dict[str, Any]]) -> None:
             "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
         "metrics": metrics,
+        **more,
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{benchmark}.json"

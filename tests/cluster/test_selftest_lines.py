@@ -1,0 +1,225 @@
+"""Every line of the self-test passes on a sound pair and fails on the fault it is there for."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster import selftest_lines as lines
+from cluster.selftest_learner import LocalLearner
+from cluster.selftest_lines import Trace
+from h1r_rl.config.schema import TinyModelConfig
+from h1r_rl.hybrid import boundaries
+from h1r_rl.hybrid.computed_values import computed_values
+from h1r_rl.hybrid.tiny import build_tiny_model
+
+LIMIT = 1e-5
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shake_model):
+    path = tmp_path_factory.mktemp("selftest") / "tiny"
+    build_tiny_model(
+        TinyModelConfig(
+            hidden_size=32, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64,
+            mamba_heads=4, mamba_head_dim=16, mamba_d_state=16, mamba_rms_norm=True,
+        ),
+        path, seed=0,
+    )  # fmt: skip
+    shake_model(path, path, seed=1, head_scale=20.0)
+    return path
+
+
+@pytest.fixture
+def learner(folder):
+    return local(folder)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def local(folder, **settings) -> LocalLearner:
+    plain = dict(engine_dtype="float32", autocast="none", device="cpu", trust_remote_code=False)
+    return LocalLearner(folder, **(plain | settings))
+
+
+class PlainEngine:
+    """transformers' own generation with a fault put in: the Engine of `selftest_lines`."""
+
+    def __init__(self, folder, fault: str = "") -> None:
+        self.side = local(folder)
+        self.model: Any = self.side.model
+        self.fault = fault
+        self.stale: dict[bytes, dict[str, torch.Tensor]] = {}
+        if fault == "no_ssm_multipliers":
+            for layer in self.model.model.layers:
+                layer.mamba.mup_vector.fill_(1.0)
+        self._load(dict(self.model.named_parameters()))
+
+    def _load(self, sent: dict[str, torch.Tensor], first: bool = True) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                values = sent[name]
+                if self.fault == "bf16_A_log" and name.endswith("A_log"):
+                    values = values.bfloat16().float()
+                if self.fault == "layer_not_updated" and ".layers.1." in name and not first:
+                    continue
+                if self.fault == "reload_loses_D" and name.endswith(".D") and not first:
+                    values = torch.ones_like(values)
+                parameter.copy_(values)
+
+    async def score(self, ids):
+        return self.side.logprobs([ids])[0]
+
+    async def sample(self, prompt, samples, temperature, tokens):
+        with torch.no_grad():
+            rows = torch.from_numpy(prompt.astype(np.int64)).expand(samples, -1)
+            torch.manual_seed(0)
+            how = dict(do_sample=True, temperature=temperature, top_k=0)
+            made = self.model.generate(
+                rows, attention_mask=torch.ones_like(rows), max_new_tokens=tokens,
+                eos_token_id=None, **(how if temperature else dict(do_sample=False)),
+            )  # fmt: skip
+        used = temperature or 1.0
+        if self.fault == "temperature":
+            used = 1.05 * used
+        if self.fault == "stale_prefix":
+            now = {k: v.clone() for k, v in self.model.state_dict().items()}
+            old = self.stale.setdefault(prompt.tobytes(), now)
+            self.model.load_state_dict(old)
+            found = [self.side.logprobs([ids], used)[0] for ids in made.numpy().astype(np.int32)]
+            self.model.load_state_dict(now)
+        else:
+            found = [self.side.logprobs([ids], used)[0] for ids in made.numpy().astype(np.int32)]
+        return [
+            Trace(ids.astype(np.int32), logprobs[-tokens:], temperature)
+            for ids, logprobs in zip(made.numpy(), found, strict=True)
+        ]
+
+    async def push(self, model):
+        self._load(dict(model.named_parameters()), first=False)
+
+    async def cached_tokens(self):
+        return 32.0
+
+    async def block_tokens(self):
+        return 16
+
+    async def held_tensors(self):
+        values = computed_values(self.model, lambda: self.side.logprobs([np.arange(8)]))
+        held = {name: ("float32", tensor.tolist()) for name, tensor in values.items()}
+        return held | {"mixer.0.ssm_state": ("float32", [])}
+
+
+async def judged(engine, learner, rng) -> dict[str, lines.Line]:
+    """The lines that need an engine, in the command's order."""
+    traces = await lines.sampled(engine, learner, rng, TOKENS)
+    found = [
+        await lines.logprob_floor(engine, learner, traces, LIMIT),
+        await lines.tensor_values(engine, learner),
+        lines.multipliers_alive(learner, traces),
+        await lines.identical_reload(engine, learner, rng, TOKENS),
+        await lines.stale_prefix(engine, learner, rng, LIMIT, 512),
+    ]
+    return {line.name: line for line in found}
+
+
+@pytest.mark.parametrize(
+    ("fault", "failing"),
+    [
+        ("", set()),
+        ("bf16_A_log", {"scan/decode floor", "tensor values", "stale prefix after an update"}),
+        (
+            "no_ssm_multipliers",
+            {"scan/decode floor", "tensor values", "multipliers alive",
+             "stale prefix after an update"},
+        ),
+        ("temperature", {"scan/decode floor", "stale prefix after an update"}),
+        ("layer_not_updated", {"stale prefix after an update"}),
+        ("stale_prefix", {"stale prefix after an update"}),
+        ("reload_loses_D", {"identical-weights reload", "stale prefix after an update"}),
+    ],
+)  # fmt: skip
+async def test_a_fault_fails_its_lines_and_no_others(folder, learner, rng, fault, failing):
+    before = {n: p.clone() for n, p in learner.model.named_parameters()}
+    found = await judged(PlainEngine(folder, fault), learner, rng)
+    assert {name for name, line in found.items() if line.passed is False} == failing, found
+    assert all(line.passed is not None for line in found.values())
+    for name, parameter in learner.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_packing_leak(learner, rng, monkeypatch):
+    assert lines.packing_leak(learner, rng).passed
+    module = boundaries._modeling_module(learner.model)
+    convolution, scan = module.h1r_originals
+    monkeypatch.setattr(module, "causal_conv1d_fn", convolution)
+    assert lines.packing_leak(learner, rng).passed is False
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "mamba2_chunk_scan", scan)
+    assert lines.packing_leak(learner, rng).passed is False
+
+
+def test_export_round_trip(folder, learner, tmp_path, monkeypatch):
+    assert lines.export_round_trip(learner, folder, tmp_path).passed
+
+    def corrupted(source, target):
+        LocalLearner.export(learner, source, target)
+        file = target / "model.safetensors"
+        tensors = load_file(file)
+        tensors["model.layers.1.mamba.D"][0] += 1e-6
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(learner, "export", corrupted)
+    line = lines.export_round_trip(learner, folder, tmp_path / "again")
+    assert line.passed is False and "model.layers.1.mamba.D" in line.figures
+
+
+def test_a_model_that_was_loaded_wrongly_does_not_pass_the_export(folder, learner, tmp_path):
+    with torch.no_grad():
+        learner.model.model.layers[0].mamba.A_log[0] += 1e-6
+    line = lines.export_round_trip(learner, folder, tmp_path)
+    assert line.passed is False and "A_log" in line.figures
+
+
+async def test_a_multiplier_without_effect_is_dead(folder, learner, rng):
+    engine = PlainEngine(folder)
+    with torch.no_grad():
+        for model in (learner.model, engine.model):
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+    traces = await lines.sampled(engine, learner, rng, TOKENS)
+    line = lines.multipliers_alive(learner, traces)
+    assert line.passed is False and "'key'" in line.figures and "'attention_out'" in line.figures
+
+
+async def test_lines_that_a_model_has_nothing_for(folder, learner, rng, monkeypatch):
+    engine = PlainEngine(folder)
+    monkeypatch.setattr(lines, "multiplier_values", lambda config: {})
+    assert lines.multipliers_alive(learner, []).passed is None
+    assert (await lines.stale_prefix(engine, learner, rng, LIMIT, 64)).passed is None
+    monkeypatch.setattr(engine, "cached_tokens", lambda: _nothing())
+    assert (await lines.stale_prefix(engine, learner, rng, LIMIT, 512)).passed is None
+
+
+async def _nothing() -> float:
+    return 0.0
+
+
+def test_bad_folders_are_named(folder, tmp_path):
+    from cluster.selftest import Options, selftest
+    from h1r_rl.errors import DataError
+
+    with pytest.raises(DataError, match="config.json"):
+        selftest(Options(tmp_path), print)
+    shutil.copy(folder / "config.json", tmp_path)
+    with pytest.raises(DataError, match="safetensors"):
+        selftest(Options(tmp_path), print)
