@@ -11,7 +11,7 @@ from cluster.weight_sync import WeightSync
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.prompt_stream import PromptStream
 from h1r_rl.grpo.group_buffer import GroupBuffer
-from h1r_rl.grpo.tripwires import gap_bounds
+from h1r_rl.grpo.tripwires import reload_limit
 from h1r_rl.tracking import Tracker
 
 
@@ -48,7 +48,7 @@ async def build_run(
             await learner.weight_manifest(),
             overlap=config.learner.zero_stage < 3,
             probe=prompts.first(),
-            probe_limit=gap_bounds(grpo, config.rollout, config.learner)[1],
+            probe_limit=reload_limit(config.rollout),
         ),
         tracker=tracker,
         scaling=Scaling(

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,21 +112,37 @@ async def _lines(options: Options, device: str, scratch: Path) -> AsyncIterator[
         )
     )
     try:
-        yield await asyncio.to_thread(lines.packing_leak, learner, rng)
-        yield await asyncio.to_thread(lines.export_round_trip, learner, options.folder, scratch)
+        own = asyncio.to_thread  # beside the engine's start
+        yield await _judged(lines.LEAK, own(lines.packing_leak, learner, rng))
+        exported = own(lines.export_round_trip, learner, options.folder, scratch)
+        yield await _judged(lines.EXPORT, exported)
         engine = await starting
         tokens = min(ANSWER_TOKENS, rollout.max_model_len // 4)
         traces = await lines.sampled(engine, learner, rng, tokens)
-        yield await lines.logprob_floor(engine, learner, traces, limit)
-        yield await lines.tensor_values(engine, learner)
-        yield await asyncio.to_thread(lines.multipliers_alive, learner, traces)
-        yield await lines.identical_reload(engine, learner, rng, tokens)
-        yield await lines.stale_prefix(engine, learner, rng, limit, rollout.max_model_len)
+        room = rollout.max_model_len
+        for name, line in (
+            (lines.FLOOR, lines.logprob_floor(engine, learner, traces, limit)),
+            (lines.VALUES, lines.tensor_values(engine, learner)),
+            (lines.MULTIPLIERS, own(lines.multipliers_alive, learner, traces)),
+            (lines.RELOAD, lines.identical_reload(engine, learner, rng, tokens)),
+            (lines.STALE, lines.stale_prefix(engine, learner, rng, limit, room)),
+        ):
+            yield await _judged(name, line)
     finally:
         starting.cancel()
         (started,) = await asyncio.gather(starting, return_exceptions=True)
         if isinstance(started, PoolEngine):
             await started.close()
+
+
+async def _judged(name: str, line: Awaitable[Any]) -> Any:
+    """The line; one that breaks off has failed, and the next ones are still judged."""
+    from cluster.selftest_lines import Line
+
+    try:
+        return await line
+    except Exception as error:
+        return Line(name, False, f"broke off: {type(error).__name__}: {error}")
 
 
 def _rollout(options: Options, device: str, context: int) -> RolloutConfig:

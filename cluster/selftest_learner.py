@@ -98,13 +98,13 @@ class LocalLearner:
             dist.destroy_process_group()
 
     @torch.no_grad()
-    def shake(self, seed: int) -> None:
-        """Move every parameter away from where it is, by a tenth of its size."""
+    def shake(self, seed: int, size: float = 0.1) -> None:
+        """Move every parameter away from where it is, by this share of its value."""
         generator = torch.Generator().manual_seed(seed)
         self._before = {name: p.cpu().clone() for name, p in self.model.named_parameters()}
         for parameter in self.model.parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-            parameter.mul_(1 + 0.1 * noise)
+            parameter.mul_(1 + size * noise)
 
     @torch.no_grad()
     def shake_back(self) -> None:

@@ -25,6 +25,10 @@ from h1r_rl.hybrid.multipliers import multiplier_values, without
 Ids = NDArray[np.int32]
 Logprobs = NDArray[np.float32]
 
+LEAK, EXPORT, FLOOR = "packing leak", "export round trip", "scan/decode floor"
+VALUES, MULTIPLIERS = "tensor values", "multipliers alive"
+RELOAD, STALE = "identical-weights reload", "stale prefix after an update"
+
 DOCUMENT_LENGTHS = (1, 63, 64, 65, 2, 130, 17)  # around the scan's chunk
 ALONE = 1e-4  # packed against one by one, of the largest hidden value
 ALONE_COARSE = 0.05  # the same in bfloat16 or by CUDA kernels
@@ -85,7 +89,7 @@ def packing_leak(learner: LocalLearner, rng: np.random.Generator) -> Line:
     limit = ALONE if learner.is_exact else ALONE_COARSE
     leak_limit = 0.0 if learner.is_exact else limit
     return Line(
-        "packing leak",
+        LEAK,
         leak <= leak_limit and apart <= limit,
         f"other documents changed: moved by {leak:.2g} (limit {leak_limit:g}); packed against one "
         f"by one: {apart:.2g} (limit {limit:g}), of the largest hidden value",
@@ -113,7 +117,7 @@ def export_round_trip(learner: LocalLearner, source: Path, scratch: Path) -> Lin
     figures = f"{len(written)} tensors written, {len(wrong)} differ (limit 0)"
     if wrong:
         figures += f": {', '.join(sorted(wrong)[:3])}"
-    return Line("export round trip", bool(written) and not wrong, figures)
+    return Line(EXPORT, bool(written) and not wrong, figures)
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -144,7 +148,7 @@ async def logprob_floor(
     longest = max(traces, key=lambda trace: len(trace.ids)).ids
     scan = gap(learner.logprobs([longest])[0], await engine.score(longest))
     return Line(
-        "scan/decode floor",
+        FLOOR,
         decode.mean <= limit and scan.mean <= limit,
         f"engine against learner, mean |difference|: decode {_said(decode)}, scan {_said(scan)} "
         f"(limit {limit:.2g}); {sum(len(t.logprobs) for t in traces)} tokens",
@@ -163,7 +167,7 @@ async def tensor_values(engine: Engine, learner: LocalLearner) -> Line:
     if wrong:
         figures += f": {wrong[0]} by {found[wrong[0]]:.2g}"
     states = sorted({held[n][0] for n in held if n.endswith("ssm_state")})
-    return Line("tensor values", bool(found) and not wrong, f"{figures}; SSM state {states}")
+    return Line(VALUES, bool(found) and not wrong, f"{figures}; SSM state {states}")
 
 
 def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
@@ -172,10 +176,9 @@ def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
     The engine's distance from the learner is projected on what losing the multiplier would do: a
     share of 0 is an engine that has it, 1 one that has lost it.
     """
-    name = "multipliers alive"
     values = multiplier_values(learner.model.config)
     if not values:
-        return Line(name, None, f"{learner.model.config.model_type} has none")
+        return Line(MULTIPLIERS, None, f"{learner.model.config.model_type} has none")
     base, engine = _answers(learner, traces), np.concatenate([t.logprobs for t in traces])
     shifts, shares, unclear = {}, {}, []
     for multiplier in values:
@@ -199,7 +202,7 @@ def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
         figures += f"; without effect: {dead}; lost by the engine: {lost}"
     if unclear:
         figures += f"; below this dtype's noise: {', '.join(unclear)} (ask --dtype float32)"
-    return Line(name, not dead and not lost, figures)
+    return Line(MULTIPLIERS, not dead and not lost, figures)
 
 
 async def identical_reload(
@@ -218,7 +221,7 @@ async def identical_reload(
     noise, change = _apart(first, second), _apart(second, third)
     limit = max(2 * noise, 1e-6)
     return Line(
-        "identical-weights reload",
+        RELOAD,
         change <= limit,
         f"largest |difference| after the push {change:.2g} (limit {limit:.2g}; asked twice before "
         f"it: {noise:.2g})",
@@ -232,20 +235,19 @@ async def stale_prefix(
 
     Every parameter is moved by the update, so one that did not arrive shows here too.
     """
-    name = "stale prefix after an update"
     block = await engine.block_tokens()
     tokens = 48
     length = 2 * block + 9
     if length + tokens > room:
         return Line(
-            name, None, f"a cached block has {block} tokens: two do not fit in {room} of context"
+            STALE, None, f"a cached block has {block} tokens: two do not fit in {room} of context"
         )
     prompt = _ids(learner, rng, length)
     for _ in range(2):
         await engine.sample(prompt, 2, 1.0, 2)
     cached = await engine.cached_tokens()
     if not cached:
-        return Line(name, None, "the engine reuses no prefix of this model")
+        return Line(STALE, None, "the engine reuses no prefix of this model")
     learner.shake(seed=1)
     await engine.push(learner.model)
     warm = await engine.sample(prompt, 2, 1.0, tokens)
@@ -254,7 +256,7 @@ async def stale_prefix(
     learner.shake_back()
     old = decode_gap(learner, warm)
     return Line(
-        name,
+        STALE,
         cold.mean <= limit and scan.mean <= limit,
         f"{cached:.0f} tokens came from the cache; after the update the same prompt is "
         f"{_said(cold)} from the new weights (limit {limit:.2g}), {old.mean:.2g} from the old; "

@@ -15,8 +15,8 @@ from statistics import fmean, median
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig
 from h1r_rl.errors import RunFailed
 
-# Mean |log pi_learner - log mu| of a healthy pair, by the coarser side's compute dtype and the
-# engine's SSM state. Estimates on the safe side of what runs have shown; not measured as a table.
+# Mean |log pi_learner - log mu| of a sound pair, by the coarser side's compute dtype and the
+# engine's SSM state: the worst decode of tests/benchmarks/results/logprob_gap.json, rounded up.
 GAP_FLOOR = {
     ("float32", "float32"): 1e-4,
     ("float32", "bfloat16"): 2e-2,
@@ -24,6 +24,9 @@ GAP_FLOOR = {
     ("bfloat16", "bfloat16"): 4e-2,
 }
 WARN_FACTOR, STOP_FACTOR = 5.0, 15.0
+# Largest |difference| of one prompt's log-probabilities when it is asked in another batch: kernels
+# round by batch size (a float32 product of 1-3 rows by up to 3e-5). A corrupted tensor moves more.
+REBATCH_LIMIT = {"float32": 1e-3, "bfloat16": 0.5}
 ALARMS = ("logprob_gap", "entropy", "zero_signal", "truncation", "grad_norm")
 FIRST_STEPS = 5  # the entropy that later steps are compared with
 GRADIENT_HISTORY = 20
@@ -39,6 +42,11 @@ def gap_bounds(
     floor = GAP_FLOOR["bfloat16" if coarse else "float32", rollout.mamba_ssm_cache_dtype]
     stop = grpo.logprob_gap_stop or STOP_FACTOR * floor
     return grpo.logprob_gap_warn or min(WARN_FACTOR * floor, stop), stop
+
+
+def reload_limit(rollout: RolloutConfig) -> float:
+    """For the same weights pushed twice, between which other requests run."""
+    return REBATCH_LIMIT[rollout.dtype]
 
 
 class Tripwires:

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from cluster import selftest_lines as lines
 from cluster.selftest_learner import LocalLearner
 from cluster.selftest_lines import Trace
-from h1r_rl.config.schema import TinyModelConfig
+from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig, TinyModelConfig
+from h1r_rl.errors import RunFailed
+from h1r_rl.grpo.tripwires import Tripwires
 from h1r_rl.hybrid import boundaries
 from h1r_rl.hybrid.computed_values import computed_values
 from h1r_rl.hybrid.tiny import build_tiny_model
@@ -155,6 +157,27 @@ async def test_a_fault_fails_its_lines_and_no_others(folder, learner, rng, fault
     assert all(line.passed is not None for line in found.values())
     for name, parameter in learner.model.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize(
+    "fault", ["bf16_A_log", "no_ssm_multipliers", "temperature", "layer_not_updated"]
+)
+async def test_each_fault_stops_a_run(folder, learner, rng, fault):
+    """The guard itself, on the gap that it would be given."""
+    rollout = RolloutConfig(max_response_tokens=8, max_model_len=16, dtype="float32")
+    wires = Tripwires(GRPOConfig(steps=1), rollout, LearnerConfig())
+    for engine in (PlainEngine(folder), PlainEngine(folder, fault)):
+        await engine.push(learner.model)
+        if fault == "layer_not_updated":
+            learner.shake(seed=2, size=1e-3)
+            await engine.push(learner.model)
+        found = lines.decode_gap(learner, await lines.sampled(engine, learner, rng, TOKENS))
+        if engine.fault:
+            with pytest.raises(RunFailed, match="engine and learner disagree"):
+                wires.before_update(1, {"logprob_gap": found.mean})
+        else:
+            wires.before_update(0, {"logprob_gap": found.mean})
+            assert wires.after_step(0, {})["tripwire/logprob_gap"] == 0.0
 
 
 def test_packing_leak(learner, rng, monkeypatch):
