@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.cpu_prefix_cache import split_prefills_at_blocks
 from actors.engine_tensors import Held, held_tensors
 from actors.staged_transfer import StagedTransfer
 from h1r_rl.errors import WeightTransferError
@@ -50,6 +51,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        split_prefills_at_blocks()  # built with the model, before the cache is laid out
         self._transfer: StagedTransfer | None = None
         self._staged: dict[str, Tensor] = {}
 
