@@ -28,6 +28,7 @@ from h1r_rl.grpo.build_batch import (
     plan_train_batch,
 )
 from h1r_rl.grpo.policy_loss import policy_loss, sft_loss
+from h1r_rl.hybrid.engine_values import compute_as_engine
 from h1r_rl.hybrid.load import load_policy
 from h1r_rl.hybrid.tiny import build_tiny_model
 from h1r_rl.records import Completion, Group, Prompt, Sample, Verdict, VersionSpan
@@ -59,7 +60,9 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
-async def start(model_folder: Path, *, zero_stage: int, sft: bool = False) -> LearnerGroup:
+async def start(
+    model_folder: Path, *, zero_stage: int, sft: bool = False, engine_dtype: str = "float32"
+) -> LearnerGroup:
     return await LearnerGroup.start(
         LearnerConfig(ranks=2, num_cpus=0.5, zero_stage=zero_stage, logprob_chunk_tokens=16),
         OPTIMIZER,
@@ -71,6 +74,7 @@ async def start(model_folder: Path, *, zero_stage: int, sft: bool = False) -> Le
         weights=WeightsConfig(bucket_mib=1, deadline_s=DEADLINE_S),
         seed=0,
         start_timeout_s=150,
+        engine_dtype=engine_dtype,
     )
 
 
@@ -109,10 +113,13 @@ def make_plan(groups, *, ranks: int, micro_batch_tokens: int, sft: bool = False)
     )  # fmt: skip
 
 
-def reference_steps(model_folder: Path, batches, *, sft: bool):
+def reference_steps(model_folder: Path, batches, *, sft: bool, engine_dtype: str = "float32"):
     """(weights, losses, norms) of the same steps in plain torch, the whole batch at once."""
     model = load_policy(model_folder)
-    policy = PolicyLogprobs(model, temperature=0.9, chunk_tokens=10**6)
+    policy = PolicyLogprobs(
+        model, temperature=0.9, chunk_tokens=10**6, engine_dtype=engine_dtype
+    )  # fmt: skip
+    compute_as_engine(model, engine_dtype, autocast=False)
     exempt = ("A_log", "dt_bias", ".D", "bias", "norm")
     named = list(model.named_parameters())
     plain = [p for n, p in named if p.ndim > 1 and not n.endswith(exempt)]
@@ -282,5 +289,31 @@ async def test_sft_step_equals_one_device(cluster, model_folder, tmp_path):
             assert (tmp_path / "sft" / name).is_file()
         model = load_policy(tmp_path / "sft")
         assert all(torch.equal(held[name], p) for name, p in model.named_parameters())
+    finally:
+        await learner.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+async def test_a_step_with_the_values_of_a_bfloat16_engine(
+    cluster, model_folder, tmp_path, zero_stage
+):
+    """Forward passes use rounded tensors, at every stage the same; what is held stays float32."""
+    first, batches = load_file(model_folder / "model.safetensors"), [make_groups(1)]
+    weights, losses, norms = reference_steps(
+        model_folder, batches, sft=False, engine_dtype="bfloat16"
+    )
+    _, plain, _ = reference_steps(model_folder, batches, sft=False)
+    learner = await start(model_folder, zero_stage=zero_stage, engine_dtype="bfloat16")
+    try:
+        plan = make_plan(batches[0], ranks=2, micro_batch_tokens=50)
+        metrics = await learner.forward_backward(plan)
+        result = await learner.optimizer_step()
+        assert metrics["loss"] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+        assert abs(losses[0] - plain[0]) > 10 * abs(metrics["loss"] - losses[0])
+        assert result.metrics["grad_norm"] == pytest.approx(norms[0], rel=1e-3)
+        held = await exported(learner, tmp_path / "after")
+        assert_same_update(held, weights, first)
+        assert not torch.equal(held["lm_head.weight"], held["lm_head.weight"].bfloat16().float())
     finally:
         await learner.close()
