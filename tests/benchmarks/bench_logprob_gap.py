@@ -22,7 +22,7 @@ import numpy as np
 from results_file import metric, write_results
 
 TEMPERATURES = (0.6, 1.0, 1.3)
-TRACES = 4  # a temperature
+TRACES = 2  # a temperature
 PROMPT, LENGTH = 64, 2048
 DTYPES = ("float32", "bfloat16")
 LAYERS = 6
@@ -108,7 +108,7 @@ def _scan_logprobs(engine: Any, ids: list[int], temperature: float) -> np.ndarra
 def learner_logprobs(
     folder: Path, ids: np.ndarray, dtype: str, autocast: str, temperature: float, fault: Any = None
 ) -> np.ndarray:
-    """[traces, LENGTH - PROMPT], all traces packed into one row, as training does it."""
+    """[traces x (LENGTH - PROMPT)], all traces packed into one row, as training does it."""
     import torch
 
     from h1r_rl.hybrid.engine_values import compute_as_engine
@@ -129,7 +129,7 @@ def learner_logprobs(
         bf16 = torch.autocast("cpu", torch.bfloat16) if autocast == "bfloat16" else nullcontext()
         with bf16:
             found, _ = policy(rows, starts, places)
-    return found.numpy().reshape(len(ids), -1)
+    return found.numpy()
 
 
 def faults() -> dict[str, Any]:
@@ -158,7 +158,8 @@ def faults() -> dict[str, Any]:
 
 
 def entries_of(folder: Path, file: Path, dtype: str, ssm_dtype: str) -> list[dict[str, Any]]:
-    """Rows of the table for one engine: against both learners, and against itself."""
+    """Rows of the table for one engine: against its learners (a bfloat16 engine's may compute in
+    bfloat16 or, with the engine's values, in float32), and against itself."""
     from h1r_rl.hybrid.logprob_gap import gap
 
     traces = np.load(file)
@@ -166,7 +167,7 @@ def entries_of(folder: Path, file: Path, dtype: str, ssm_dtype: str) -> list[dic
     for place, temperature in enumerate(TEMPERATURES):
         decode, scan = traces["decode"][place].ravel(), traces["scan"][place].ravel()
         pairs = [("scan_against_decode", "engine", gap(scan, decode))]
-        for autocast in ("none", "bfloat16"):
+        for autocast in ("none", "bfloat16")[: 1 + (dtype == "bfloat16")]:
             ours = learner_logprobs(folder, traces["ids"][place], dtype, autocast, temperature)
             learner = "bfloat16" if autocast == "bfloat16" else "float32"
             pairs += [("decode", learner, gap(ours, decode)), ("scan", learner, gap(ours, scan))]
@@ -199,26 +200,25 @@ def fault_rows(folder: Path, file: Path, dtype: str) -> dict[str, float]:
     return found
 
 
+def pairing(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["engine"], row["ssm"], row["learner"], row["path"]
+
+
 def metrics_of(table: list[dict[str, Any]], broken: dict[str, dict[str, float]]) -> list[Any]:
-    """A row for each engine and pair: the worst temperature's mean, the rest in its note."""
+    """A row for each pairing: the worst temperature's mean, the rest in its note."""
+    from h1r_rl.grpo.tripwires import GAP_FLOOR, STOP_FACTOR
+
     rows = []
-    for engine, ssm, learner, path in sorted(
-        {(r["engine"], r["ssm"], r["learner"], r["path"]) for r in table}
-    ):
-        if learner not in (engine, "engine"):
-            continue
-        found = [
-            r for r in table
-            if (r["engine"], r["ssm"], r["learner"], r["path"]) == (engine, ssm, learner, path)
-        ]  # fmt: skip
+    for key in dict.fromkeys(map(pairing, table)):
+        found = [row for row in table if pairing(row) == key]
+        engine, ssm, learner, path = key
         note = "; ".join(
             f"T {r['temperature']}: mean {r['mean']:.2g}, max {r['max']:.2g}, KL {r['kl']:.2g}"
             for r in found
         )
-        name = f"logprob_gap_{engine}_ssm_{ssm}_{path}"
+        pair = path if learner == "engine" else f"learner_{learner}_{path}"
+        name = f"logprob_gap_{engine}_ssm_{ssm}_{pair}"
         rows.append(metric(name, max(r["mean"] for r in found), "nats", "reported", None, note))
-    from h1r_rl.grpo.tripwires import GAP_FLOOR, STOP_FACTOR
-
     for dtype, found in broken.items():
         limit = STOP_FACTOR * GAP_FLOOR[dtype, "float32"]
         for name, value in found.items():

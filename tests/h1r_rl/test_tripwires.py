@@ -1,15 +1,18 @@
 """Every alarm goes off on its fault, stays silent on a healthy run, and names its page."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig, TripwiresConfig
 from h1r_rl.errors import RunFailed
-from h1r_rl.grpo.tripwires import ALARMS, GAP_FLOOR, Tripwires, gap_bounds
+from h1r_rl.grpo.tripwires import ALARMS, GAP_FLOOR, Tripwires, gap_bounds, reload_limit
 
-PAGES = Path(__file__).parents[2] / "docs" / "tripwires"
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "tripwires"
 HEALTHY = {
     "learner/entropy": 0.8,
     "learner/grad_norm": 0.4,
@@ -93,6 +96,13 @@ def test_bounds_follow_the_dtypes_and_the_settings_win():
     assert all(0 < floor < 0.1 for floor in GAP_FLOOR.values())
 
 
+def test_another_batch_is_no_corrupted_reload():
+    """Few rows round differently by up to 3e-5; the bound of the mean would be too near."""
+    for dtype in ("float32", "bfloat16"):
+        _, stop = gap_bounds(GRPOConfig(steps=1), rollout(dtype=dtype), LearnerConfig())
+        assert reload_limit(rollout(dtype=dtype)) >= max(stop, 30 * 3e-5)
+
+
 def test_settings_reach_the_alarms():
     wires = tripwires(tripwires=TripwiresConfig(truncation_share=0.01, window=1))
     assert after(wires, 1)["tripwire/truncation"] == 1.0
@@ -102,3 +112,66 @@ def test_settings_reach_the_alarms():
 def test_every_alarm_has_a_page_that_says_what_to_do(alarm):
     page = (PAGES / f"{alarm}.md").read_text()
     assert "## What it means" in page and "## What to change" in page
+
+
+@pytest.mark.parametrize(
+    ("alarm", "metric", "silent", "ringing"),
+    [
+        ("entropy", "learner__entropy", (0.8 * 0.11, 0.8 * 2.9), (0.8 * 0.09, 0.8 * 3.1)),
+        ("zero_signal", "reward__zero_signal_groups", (0.0, 0.79), (0.81, 1.0)),
+        ("truncation", "rollout__truncated", (0.0, 0.24), (0.26, 1.0)),
+        ("grad_norm", "learner__grad_norm", (0.0, 0.4 * 9.9), (0.4 * 10.1,)),
+    ],
+)
+def test_defaults_ring_where_they_say(alarm, metric, silent, ringing):
+    for values, rings in ((silent, 0.0), (ringing, 1.0)):
+        for value in values:
+            wires = tripwires()
+            after(wires)
+            logged = after(wires, 5 if alarm != "grad_norm" else 1, **{metric: value})
+            assert logged[f"tripwire/{alarm}"] == rings, value
+
+
+def test_a_skipped_step_neither_rings_nor_counts():
+    wires = tripwires()
+    after(wires)
+    logged = after(wires, 30, learner__grad_norm=math.nan, learner__skipped=1.0)
+    assert logged["tripwire/grad_norm"] == 0.0
+    assert after(wires, 1, learner__grad_norm=9.0)["tripwire/grad_norm"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("alarm", "setting"),
+    [
+        ("entropy", "entropy_fall"),
+        ("entropy", "entropy_rise"),
+        ("entropy", "window"),
+        ("zero_signal", "zero_signal_share"),
+        ("zero_signal", "window"),
+        ("truncation", "truncation_share"),
+        ("truncation", "window"),
+        ("grad_norm", "grad_norm_jump"),
+        ("logprob_gap", "logprob_gap_stale_stop"),
+    ],
+)
+def test_pages_give_the_defaults(alarm, setting):
+    value = getattr(TripwiresConfig(), setting)
+    page = (PAGES / f"{alarm}.md").read_text()
+    assert re.search(rf"`[\w.]*{setting}`\s+\({value:g}\)", page), f"{setting} ({value:g})"
+
+
+TABLE = json.loads((ROOT / "tests/benchmarks/results/logprob_gap.json").read_text())["table"]
+
+
+@pytest.mark.parametrize("coarse", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ssm", ["float32", "bfloat16"])
+def test_floors_are_the_measured_ones(coarse, ssm):
+    """The worst decode of the committed table at these dtypes, rounded up to one digit."""
+    worst = max(
+        row["mean"] for row in TABLE
+        if row["path"] == "decode" and row["ssm"] == ssm
+        and ("bfloat16" in (row["engine"], row["learner"])) == (coarse == "bfloat16")
+    )  # fmt: skip
+    floor = GAP_FLOOR[coarse, ssm]
+    assert worst <= floor <= worst + 10 ** math.floor(math.log10(worst)), worst
+    assert {row["temperature"] for row in TABLE} == {0.6, 1.0, 1.3}
