@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from learners.learner_group import CPU_ENV
+
 sys.path.insert(0, str(Path(__file__).parent))
 from results_file import metric, write_results  # noqa: E402
 
@@ -94,6 +96,7 @@ def worker(pipe: Any, folder: str, rank: int, ranks: int, port: int) -> None:
     from learners.train_step import batch_tensors, run_plan
 
     torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as LearnerActor
     deepspeed.init_distributed("gloo", verbose=False, auto_mpi_discovery=False)
     optimizer = OptimizerConfig(learning_rate=1e-4, warmup_steps=0, gradient_clip=CLIP)
     plan, completions = make_plan(ranks)
@@ -132,6 +135,7 @@ def start(folder: Path, ranks: int) -> list[Any]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
+    os.environ.update(CPU_ENV, OMP_NUM_THREADS="1")  # a rank's own; the bare loop has it too
     context = multiprocessing.get_context("spawn")
     pipes = []
     for rank in range(ranks):

@@ -19,3 +19,11 @@ def one_rank(tmp_path_factory) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as LearnerActor: no compiler
     store = tmp_path_factory.mktemp("rank") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+
+
+@pytest.fixture(scope="module")
+def one_learner(one_rank):
+    """What DeepSpeed's engine wants beside it, while one module runs: Ray must not inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        yield

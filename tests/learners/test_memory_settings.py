@@ -25,7 +25,7 @@ STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, one_rank):
+def folder(tmp_path_factory, one_learner):
     folder = tmp_path_factory.mktemp("memory") / "tiny"
     build_tiny_model(PRESETS["SMALL"], folder, seed=3)
     return folder
@@ -79,11 +79,14 @@ def plain(trained):
     ],
     ids=str,
 )
-def test_the_step_is_the_plain_one(trained, plain, settings):
+def test_the_step_is_the_plain_one(folder, trained, plain, settings):
     weights, metrics = trained(**settings)
     assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-4, abs=1e-6)
+    start = load_file(folder / "model.safetensors")
     for name, expected in plain[0].items():
-        torch.testing.assert_close(weights[name], expected, rtol=1e-4, atol=2e-4, msg=name)
+        # As vectors: Adam turns the rounding of a vanishing gradient into a whole step.
+        moved = (expected - start[name]).norm()
+        assert (weights[name] - expected).norm() <= 2e-2 * moved + 1e-7, name
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
