@@ -85,8 +85,8 @@ def deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig) -> dict
         "steps_per_print": 10**9,
     }
     if learner.autocast == "bfloat16":
-        # No module may travel rounded: else linear and convolution weights are gathered (and then
-        # sent and exported) and their gradients are reduced in bfloat16.
+        # No module may travel rounded: by default DeepSpeed marks linear and convolution weights
+        # so that ranks gather them and reduce their gradients in bfloat16.
         config["torch_autocast"] = {
             "enabled": True,
             "dtype": "bfloat16",
