@@ -30,7 +30,8 @@ def kernel_problems(family: str) -> list[str]:
     """Why a family must not be trained on CUDA here; empty where its kernels are real."""
     module = modeling_module(family)
     replaced = getattr(module, "h1r_originals", ())  # by boundaries.py, in this order
-    originals = dict(zip(("causal_conv1d_fn", "mamba2_chunk_scan"), replaced, strict=False))
+    originals: dict[str, Any] = {}
+    originals.update(zip(("causal_conv1d_fn", "mamba2_chunk_scan"), replaced, strict=False))
     problems = []
     for name, package in KERNELS.items():
         function = originals.get(name) or getattr(module, name, None)

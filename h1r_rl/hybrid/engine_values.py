@@ -58,7 +58,7 @@ def compute_as_engine(model: nn.Module, dtype: str, *, autocast: bool) -> None:
             buffer.copy_(buffer.to(coarse))
     for module in model.modules():
         if isinstance(module, nn.Embedding):  # rounding the rows read costs less than the table
-            module.register_forward_hook(lambda _, __, out: rounded(out, coarse))
+            module.register_forward_hook(lambda _, __, out: rounded(out, coarse))  # pyright: ignore[reportArgumentType]
             continue
         names = list(_rounded_in(module, autocast))
         if names:
