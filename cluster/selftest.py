@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig
-from h1r_rl.errors import ConfigError, DataError, RunFailed
+from h1r_rl.errors import ConfigError, RunFailed
 
 MAX_CONTEXT = 16_384  # enough for two cached blocks of the largest Falcon-H1
 ANSWER_TOKENS = 64
@@ -39,11 +39,9 @@ class Options:
 
 def selftest(options: Options, say: Callable[[str], None]) -> bool:
     """Say a line for each check; True when none failed. DataError for a folder that is no model."""
-    if not (options.folder / "config.json").is_file():
-        raise DataError(
-            f"expected a model folder with config.json, found none in {options.folder}; give the "
-            "folder of a Falcon-H1, GraniteMoeHybrid or Nemotron-H model"
-        )
+    from h1r_rl.hybrid.load import refuse_no_model
+
+    refuse_no_model(options.folder)
     import ray
     import torch
 

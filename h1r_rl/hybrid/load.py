@@ -30,13 +30,7 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise DataError(f"expected a model folder with config.json, found none in {folder}")
-    if not list(folder.glob("*.safetensors")):
-        raise DataError(
-            f"{folder}: expected *.safetensors, found none; convert the weights first (pickled "
-            "checkpoints from outside are not loaded)"
-        )
+    refuse_no_model(folder)
     if device.startswith("cuda"):
         _refuse_on_cuda(json.loads((folder / "config.json").read_text()))
     model = AutoModelForCausalLM.from_pretrained(
@@ -47,6 +41,20 @@ def load_policy(
     )
     install_boundaries(model)
     return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def refuse_no_model(folder: Path) -> None:
+    """DataError where there is no model folder, or one without safetensors."""
+    if not (folder / "config.json").is_file():
+        raise DataError(
+            f"expected a model folder with config.json, found none in {folder}; give the folder "
+            "of a Falcon-H1, GraniteMoeHybrid or Nemotron-H model"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise DataError(
+            f"{folder}: expected *.safetensors, found none; convert the weights first (pickled "
+            "checkpoints from outside are not loaded)"
+        )
 
 
 def _refuse_on_cuda(config: dict[str, Any]) -> None:
