@@ -1,6 +1,9 @@
 """A real engine that holds other than the learner's model trips the guard; a sound one does not.
 
-Faults go in as weights: what arrives is what a faulty engine would compute with.
+Faults go in as weights: what arrives is what a faulty engine would compute with. A bfloat16 `A_log`
+is none of them: over these 48 tokens of two layers it moves the mean from 8e-7 to 2.4e-6, and over
+the 2,048 tokens of six layers in `results/logprob_gap.json` beyond the stop bound. `h1r selftest`
+reads it from the engine.
 """
 
 from __future__ import annotations
@@ -60,12 +63,6 @@ def guard(rollout: RolloutConfig, learner: LearnerConfig | None = None) -> Tripw
     return Tripwires(GRPOConfig(steps=1), rollout, learner or LearnerConfig())
 
 
-def coarse_a_log(tensors, side):
-    for name, values in tensors.items():
-        if name.endswith("A_log"):
-            tensors[name] = values.bfloat16().float()
-
-
 def no_ssm_multipliers(tensors, side):
     """W' with W' x m = W: the engine multiplies by m what it has been divided by."""
     for number, layer in enumerate(side.model.model.layers):
@@ -85,7 +82,7 @@ def layer_not_updated(tensors, side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [coarse_a_log, no_ssm_multipliers, layer_not_updated])
+@pytest.mark.parametrize("fault", [no_ssm_multipliers, layer_not_updated])
 async def test_an_engine_with_other_weights_stops_the_run(
     wire, rollout_pool, rollout_config, tiny_model_folder, fault
 ):
