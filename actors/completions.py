@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from h1r_rl.records import Completion, VersionSpan
 
 
-def to_completion(output: Any, index: int, engine: str) -> Completion:
+def to_completion(output: Any, index: int, engine: str, tokenizer: Any) -> Completion:
     """The ids as sampled, their logprobs, and whose weights sampled them. A label that is not ours
     (vLLM's first one is "default") is an error, and so is a token without a label."""
     ids = np.array(output.token_ids, dtype=np.int32)
@@ -22,12 +23,20 @@ def to_completion(output: Any, index: int, engine: str) -> Completion:
         raise RuntimeError(
             f"{engine}: expected our version labels over {len(ids)} tokens, found {spans}"
         )
-    return Completion(index, ids, logprobs, spans, output.finish_reason, output.text, engine)
+    text = answer_text(tokenizer, output.token_ids, output.finish_reason)
+    return Completion(index, ids, logprobs, spans, output.finish_reason, text, engine)
 
 
-def stop_ids(model_folder: str, trust_remote_code: bool) -> list[int]:
+def answer_text(tokenizer: Any, token_ids: Sequence[int], finish_reason: str) -> str:
+    """Without special tokens and the end token. Once an answer: vLLM would do it once a token, for
+    every request beside it, in the process that serves them all."""
+    ids = list(token_ids)[:-1] if finish_reason == "stop" else list(token_ids)
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def stop_ids(model_folder: str, tokenizer: Any) -> list[int]:
     """End tokens named by the model folder: its generation settings' and its tokenizer's."""
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     ids: set[int | None] = set()
     try:
@@ -35,6 +44,5 @@ def stop_ids(model_folder: str, trust_remote_code: bool) -> list[int]:
         ids |= set(eos if isinstance(eos, list) else [eos])
     except OSError:
         pass  # a folder without generation settings
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
     ids.add(tokenizer.eos_token_id)
     return sorted(i for i in ids if i is not None)

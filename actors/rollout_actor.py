@@ -59,6 +59,7 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         """Build the engine, which samples under `seed`, and label its weights."""
+        from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -86,7 +87,10 @@ class RolloutActor:
         await self._engine.update_weight_version(version)
         self._version = await self._engine.get_weight_version()
         self._run_seed = run_seed
-        self._stop_ids = stop_ids(model_folder, trust_remote_code)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            model_folder, trust_remote_code=trust_remote_code
+        )
+        self._stop_ids = stop_ids(model_folder, self._tokenizer)
 
     async def facts(self) -> dict[str, Any]:
         """Where it runs, for supervision and the log."""
@@ -150,6 +154,7 @@ class RolloutActor:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the sampled token's own
+            detokenize=False,  # see answer_text
             stop_token_ids=self._stop_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
             seed=self._request_seed(prompt, index),
@@ -163,7 +168,7 @@ class RolloutActor:
             raise RuntimeError(await self._death_notice()) from error
         if final is None or final.outputs[0].finish_reason not in ("stop", "length"):
             raise RuntimeError(f"the engine aborted request {request_id}")
-        completion = to_completion(final.outputs[0], index, self._name)
+        completion = to_completion(final.outputs[0], index, self._name, self._tokenizer)
         self._totals["completions"] += 1
         return completion
 

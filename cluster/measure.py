@@ -21,7 +21,7 @@ from h1r_rl.evaluation.metrics import summarise
 from h1r_rl.interfaces import Sampling
 from h1r_rl.records import GroupPart, Prompt, Verdict
 
-IN_FLIGHT = 64  # prompts asked for at once
+IN_FLIGHT = 512  # samples asked for at once
 MAX_REISSUES = 3
 ANSWERS_SHOWN = 16  # problems whose first answer is kept as text
 FETCH_DEADLINE_S = 60.0
@@ -50,7 +50,7 @@ async def measure(
 ) -> Measurement:
     """One evaluation setting over all prompts."""
     sampling = Sampling(setting.temperature, max_tokens, setting.top_p)
-    gate = asyncio.Semaphore(IN_FLIGHT)
+    gate = asyncio.Semaphore(max(IN_FLIGHT // setting.samples, 1))
     outcomes = {name: np.full((len(prompts), setting.samples), np.nan) for name in FIELDS}
     answers: dict[int, dict[str, Any]] = {}
 

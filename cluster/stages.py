@@ -24,7 +24,7 @@ from h1r_rl.data.chat import load_tokenizer, make_prompt
 from h1r_rl.data.prompt_stream import PromptStream
 from h1r_rl.data.sft_stream import SFTStream
 from h1r_rl.evaluation.report import plot_grpo, read_metrics
-from h1r_rl.grpo.build_batch import plan_sft_batch
+from h1r_rl.grpo.build_batch import TrainPlan, plan_sft_batch
 from h1r_rl.records import Group, Prompt, Sample, Verdict
 from h1r_rl.tracking import Tracker
 
@@ -33,8 +33,6 @@ LOGGED_MODEL_BYTES = 64 * 2**20
 
 async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | None) -> None:
     """Supervised fine-tuning from the base model to `sft-model`."""
-    import ray
-
     from learners.learner_group import LearnerGroup
 
     sft = config.sft
@@ -65,25 +63,35 @@ async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | Non
                 trust_remote_code=config.model.trust_remote_code,
             )
         ) as (learner,):
-            version = 0
+            following = _sft_plan(config, stream, 0)
             for step in range(sft.steps):
-                traces = stream.next()
-                completions = ray.put([completion for _, completion in traces])
-                plan = plan_sft_batch(
-                    [_as_group(p, c, i, completions) for i, (p, c) in enumerate(traces)],
-                    ranks=config.learner.ranks,
-                    micro_batch_tokens=config.learner.micro_batch_tokens,
-                    learner_version=version,
-                )
-                metrics = await learner.forward_backward(plan)
+                computing = asyncio.ensure_future(learner.forward_backward(following))
+                trimmed = stream.num_trimmed
+                await asyncio.sleep(0)  # the step is on its way before the next one is made ready
+                if step + 1 < sft.steps:
+                    following = _sft_plan(config, stream, step + 1)
+                metrics = await computing
                 result = await learner.optimizer_step()
-                version = result.version
                 tracker.log_step(
                     step,
                     {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
-                    | {"data/trimmed": float(stream.num_trimmed)},
+                    | {"data/trimmed": float(trimmed)},
                 )
             await learner.export(str(folder.sft_model))
+
+
+def _sft_plan(config: RunConfig, stream: SFTStream, step: int) -> TrainPlan:
+    """The next traces, in the object store, as a plan."""
+    import ray
+
+    traces = stream.next()
+    completions = ray.put([completion for _, completion in traces])
+    return plan_sft_batch(
+        [_as_group(p, c, i, completions) for i, (p, c) in enumerate(traces)],
+        ranks=config.learner.ranks,
+        micro_batch_tokens=config.learner.micro_batch_tokens,
+        learner_version=step,
+    )
 
 
 async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | None) -> None:

@@ -21,20 +21,22 @@ CLOSE_DEADLINE_S = 10.0
 GRACE_S = 10.0  # past its own deadline in a transfer
 
 
-# Threads that wait sleep: spinning takes the cores of the engine beside it. Freed memory is kept: a
-# step's large temporaries would be given back to the kernel and faulted in again each time.
+# Freed memory is kept: a step's large temporaries would be given back to the kernel and faulted in
+# again each time.
 CPU_ENV = {
     "DS_ACCELERATOR": "cpu",
-    "OMP_WAIT_POLICY": "passive",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }
 
 
-def rank_env(learner: LearnerConfig) -> dict[str, str]:
+def rank_env(learner: LearnerConfig, *, beside_engines: bool) -> dict[str, str]:
     """Environment of a rank's process."""
     env = {"OMP_NUM_THREADS": str(learner.threads)}
-    return env if learner.num_gpus else env | CPU_ENV
+    if learner.num_gpus:
+        return env
+    # Threads that wait spin, which is faster, unless it would take the cores of an engine.
+    return env | CPU_ENV | ({"OMP_WAIT_POLICY": "passive"} if beside_engines else {})
 
 
 class LearnerGroup:
@@ -68,11 +70,12 @@ class LearnerGroup:
 
         from learners.learner_actor import LearnerActor
 
+        env = rank_env(learner, beside_engines=algorithm is not None)
         actors = [
             LearnerActor.options(
                 num_cpus=learner.num_cpus,
                 num_gpus=learner.num_gpus,
-                runtime_env={"env_vars": rank_env(learner)},
+                runtime_env={"env_vars": env},
                 max_restarts=0,
             ).remote(rank, learner, optimizer)
             for rank in range(learner.ranks)

@@ -25,9 +25,12 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(
 
 
 async def test_endings_carry_their_end_token(wire, rollout_pool, tiny_model_folder):
+    from transformers import AutoTokenizer
+
     from actors.completions import stop_ids
 
-    ends = stop_ids(str(tiny_model_folder), False)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    ends = stop_ids(str(tiny_model_folder), tokenizer)
     groups = await asyncio.gather(
         *(wire.sample(rollout_pool, wire.prompt(i), 16, Sampling(1.5, 64)) for i in range(10, 18))
     )
@@ -38,6 +41,7 @@ async def test_endings_carry_their_end_token(wire, rollout_pool, tiny_model_fold
         assert c.finish_reason in ("stop", "length")
         assert (c.token_ids[-1] in ends) == (c.finish_reason == "stop")
         assert not set(c.token_ids[:-1]) & set(ends)
+        assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)
         assert len(c.token_ids) == 64 or c.finish_reason == "stop"
 
 

@@ -131,10 +131,9 @@ def test_tokens_without_our_label_are_an_error(spans):
         logprobs=[{5: SimpleNamespace(logprob=-1.0)}, {6: SimpleNamespace(logprob=-2.0)}],
         weight_versions=[SimpleNamespace(version=v, start=s, end=e) for v, s, e in spans],
         finish_reason="stop",
-        text="",
     )
     with pytest.raises(RuntimeError, match="expected our version labels over 2 tokens"):
-        to_completion(output, 0, "rollout-0")
+        to_completion(output, 0, "rollout-0", None)
 
 
 def test_seeds_of_requests_are_an_option():
