@@ -102,51 +102,52 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
     grpo = config.grpo
     assert grpo is not None
     source = folder.sft_model if config.sft else base_folder(config, folder)
-    problems = load_split(config, folder.data, "rl")
-    prompts = PromptStream(
-        problems.rows,
-        load_tokenizer(source, trust_remote_code=config.model.trust_remote_code),
-        system_prompt=config.model.system_prompt,
-        seed=config.seed,
-        max_prompt_tokens=config.rollout.max_model_len - config.rollout.max_response_tokens,
-    )
-    timeout_s = config.cluster.start_timeout_s
-    start_learner = partial(
-        LearnerGroup.start,
-        config.learner,
-        grpo.optimizer,
-        total_steps=grpo.steps,
-        model_folder=str(source),
-        algorithm=grpo.algorithm,
-        temperature=config.rollout.temperature,
-        max_response_tokens=config.rollout.max_response_tokens,
-        weights=config.weights,
-        seed=config.seed,
-        start_timeout_s=timeout_s,
-        trust_remote_code=config.model.trust_remote_code,
-        engine_dtype=config.rollout.dtype,
-    )
-    async with tracked(config, folder, "grpo", parent_run_id) as tracker:
-        async with services(
-            LearnerService.start(start_learner, folder.path / "checkpoints"),
-            start_rollouts(config, source, "0"),
-            RewardPool.start(
-                config.reward,
-                config.rollout.max_response_tokens,
-                timeout_s,
-                verifiers=prompts.verifiers,
-            ),
-        ) as (learner, rollouts, rewards):
-            run = await build_run(config, folder, prompts, tracker, learner, rollouts, rewards)
-            try:
-                await train_grpo(run)
-            finally:
-                await run.scaling.close()
-            await learner.export(str(folder.model))
-        records = [r for r in read_metrics(folder.metrics) if r["stage"] == "grpo"]
-        plot_grpo(records, folder.path / "grpo.png")
-        tracker.log_artifact(folder.path / "grpo.png")
-        log_model(tracker, folder.model)
+    async with underway(start_rollouts(config, source, "0")) as engines:
+        problems = load_split(config, folder.data, "rl")
+        prompts = PromptStream(
+            problems.rows,
+            load_tokenizer(source, trust_remote_code=config.model.trust_remote_code),
+            system_prompt=config.model.system_prompt,
+            seed=config.seed,
+            max_prompt_tokens=config.rollout.max_model_len - config.rollout.max_response_tokens,
+        )
+        timeout_s = config.cluster.start_timeout_s
+        start_learner = partial(
+            LearnerGroup.start,
+            config.learner,
+            grpo.optimizer,
+            total_steps=grpo.steps,
+            model_folder=str(source),
+            algorithm=grpo.algorithm,
+            temperature=config.rollout.temperature,
+            max_response_tokens=config.rollout.max_response_tokens,
+            weights=config.weights,
+            seed=config.seed,
+            start_timeout_s=timeout_s,
+            trust_remote_code=config.model.trust_remote_code,
+            engine_dtype=config.rollout.dtype,
+        )
+        async with tracked(config, folder, "grpo", parent_run_id) as tracker:
+            async with services(
+                LearnerService.start(start_learner, folder.path / "checkpoints"),
+                engines,
+                RewardPool.start(
+                    config.reward,
+                    config.rollout.max_response_tokens,
+                    timeout_s,
+                    verifiers=prompts.verifiers,
+                ),
+            ) as (learner, rollouts, rewards):
+                run = await build_run(config, folder, prompts, tracker, learner, rollouts, rewards)
+                try:
+                    await train_grpo(run)
+                finally:
+                    await run.scaling.close()
+                await learner.export(str(folder.model))
+            records = [r for r in read_metrics(folder.metrics) if r["stage"] == "grpo"]
+            plot_grpo(records, folder.path / "grpo.png")
+            tracker.log_artifact(folder.path / "grpo.png")
+            log_model(tracker, folder.model)
 
 
 async def run_evaluation(
@@ -157,38 +158,39 @@ async def run_evaluation(
 
     source = {"base": base_folder(config, folder), "sft": folder.sft_model, "grpo": folder.model}
     settings = config.evaluation.settings[:1] if name == "base" else config.evaluation.settings
-    tokenizer = load_tokenizer(source[name], trust_remote_code=config.model.trust_remote_code)
-    held_out = {"evaluation": _held_out(config, folder, "evaluation", tokenizer)}
-    if config.data.evaluation_code:
-        held_out["evaluation_code"] = _held_out(config, folder, "evaluation_code", tokenizer)
-    max_tokens = config.evaluation.max_response_tokens or config.rollout.max_response_tokens
-    for prompts in held_out.values():
-        refuse_too_long(prompts, config.rollout.max_model_len - max_tokens)
-    reward = config.reward.model_copy(update={"control": "none"})
-    async with tracked(config, folder, f"evaluate-{name}", parent_run_id) as tracker:
-        async with services(
-            start_rollouts(config, source[name], "0"),
-            RewardPool.start(
-                reward,
-                max_tokens,
-                config.cluster.start_timeout_s,
-                verifiers=frozenset(p.verifier for split in held_out.values() for p in split),
-            ),
-        ) as (rollouts, rewards):
-            measured: dict[str, dict[str, Measurement]] = {split: {} for split in held_out}
-            for setting in settings:
-                metrics: dict[str, float] = {}
-                for split, prompts in held_out.items():
-                    result = await measure(setting, prompts, max_tokens, rollouts, rewards)
-                    measured[split][setting.name] = result
-                    key = setting.name if split == "evaluation" else f"code/{setting.name}"
-                    metrics |= {f"{key}/{k}": v for k, v in result.summary().items()}
-                    tracker.log_table(f"answers-{key.replace('/', '-')}", result.answers)
-                tracker.log_step(0, metrics)
-        for split, results in measured.items():
-            write_outcomes(results, folder.outcomes(name, split))
-            summaries = {k: v.summary() for k, v in results.items()}
-            write_json(folder.evaluation(name, split), summaries)
+    async with underway(start_rollouts(config, source[name], "0")) as engines:
+        tokenizer = load_tokenizer(source[name], trust_remote_code=config.model.trust_remote_code)
+        held_out = {"evaluation": _held_out(config, folder, "evaluation", tokenizer)}
+        if config.data.evaluation_code:
+            held_out["evaluation_code"] = _held_out(config, folder, "evaluation_code", tokenizer)
+        max_tokens = config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+        for prompts in held_out.values():
+            refuse_too_long(prompts, config.rollout.max_model_len - max_tokens)
+        reward = config.reward.model_copy(update={"control": "none"})
+        async with tracked(config, folder, f"evaluate-{name}", parent_run_id) as tracker:
+            async with services(
+                engines,
+                RewardPool.start(
+                    reward,
+                    max_tokens,
+                    config.cluster.start_timeout_s,
+                    verifiers=frozenset(p.verifier for split in held_out.values() for p in split),
+                ),
+            ) as (rollouts, rewards):
+                measured: dict[str, dict[str, Measurement]] = {split: {} for split in held_out}
+                for setting in settings:
+                    metrics: dict[str, float] = {}
+                    for split, prompts in held_out.items():
+                        result = await measure(setting, prompts, max_tokens, rollouts, rewards)
+                        measured[split][setting.name] = result
+                        key = setting.name if split == "evaluation" else f"code/{setting.name}"
+                        metrics |= {f"{key}/{k}": v for k, v in result.summary().items()}
+                        tracker.log_table(f"answers-{key.replace('/', '-')}", result.answers)
+                    tracker.log_step(0, metrics)
+            for split, results in measured.items():
+                write_outcomes(results, folder.outcomes(name, split))
+                summaries = {k: v.summary() for k, v in results.items()}
+                write_json(folder.evaluation(name, split), summaries)
 
 
 def _held_out(config: RunConfig, folder: RunFolder, split: str, tokenizer: Any) -> list[Prompt]:
@@ -214,6 +216,21 @@ def start_rollouts(config: RunConfig, model: Path, version: str) -> Awaitable[An
         start_timeout_s=config.cluster.start_timeout_s,
         trust_remote_code=config.model.trust_remote_code,
     )
+
+
+@asynccontextmanager
+async def underway(start: Awaitable[Any]) -> AsyncIterator[asyncio.Future[Any]]:
+    """A service that comes up beside what blocks this process next: half a minute of an engine's
+    start, and the imports and the data that the stage needs meanwhile. Closed on every way out."""
+    task = asyncio.ensure_future(start)
+    await asyncio.sleep(0)  # its processes are asked for
+    try:
+        yield task
+    finally:
+        task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        if not isinstance(outcome, BaseException):
+            await outcome.close()  # once more where `services` has closed it
 
 
 @asynccontextmanager
