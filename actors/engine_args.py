@@ -8,6 +8,11 @@ from actors.vllm_plugin import BACKENDS
 from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 
 
+def forks_engine(config: RolloutConfig) -> bool:
+    """Whether the engine is one process beside its actor, forked ready to run (`engine_fork`)."""
+    return not config.num_gpus and config.tensor_parallel == 1
+
+
 def engine_env(config: RolloutConfig) -> dict[str, str]:
     """Environment of the rollout actor's process; its engine processes inherit it."""
     env = {
@@ -16,7 +21,7 @@ def engine_env(config: RolloutConfig) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
     }
     if not config.num_gpus:
-        if config.tensor_parallel == 1:
+        if forks_engine(config):
             # The worker lives in the engine core's process. A process of its own, which vLLM's CPU
             # build insists on otherwise (so as to bind threads), costs a start and a hop a token.
             env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -61,7 +66,7 @@ def engine_args(
         "weight_transfer_config": {"backend": BACKENDS[weights.backend]},
         "worker_extension_cls": "actors.weight_receiver.WorkerExtension",
     }
-    if not config.num_gpus and config.tensor_parallel == 1:
+    if forks_engine(config):
         args["distributed_executor_backend"] = "uni"
     if config.num_gpus:
         args["gpu_memory_utilization"] = config.gpu_memory_utilization

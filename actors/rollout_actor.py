@@ -22,7 +22,9 @@ import ray
 from numpy.typing import NDArray
 
 from actors.completions import stop_ids, to_completion
-from actors.engine_args import engine_args
+from actors.engine_args import engine_args, forks_engine
+from actors.engine_fork import begin_imports, fork_engines
+from actors.owner_watch import own_engine_processes
 from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 from h1r_rl.deadlines import within
 from h1r_rl.errors import DataError, RunFailed, WeightTransferError
@@ -59,16 +61,19 @@ class RolloutActor:
         trust_remote_code: bool,
     ) -> None:
         """Build the engine, which samples under `seed`, and label its weights."""
+        own_engine_processes()
+        if forks_engine(self._config):
+            begin_imports()
         from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from actors.engine_stats import stats_recorder
-        from actors.owner_watch import own_engine_processes
         from actors.sampling_guard import refuse_foreign_logits_processors
 
         refuse_foreign_logits_processors()
-        own_engine_processes()
+        if forks_engine(self._config):
+            fork_engines()
         self._stats, recorder = stats_recorder()
         args = engine_args(
             self._config,

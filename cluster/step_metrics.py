@@ -118,8 +118,10 @@ def one_line(step: int, metrics: dict[str, Any]) -> str:
     )
     ages = [key for key in metrics if key.startswith("rollout/tokens_age_")]
     stale = " ".join(f"{key.rsplit('_', 1)[1]}:{metrics[key]:.0%}" for key in ages)
+    # Steps may train on what finished earlier: then none finished in this one.
+    reward = f"{metrics['reward/mean']:.3f}" if "reward/mean" in metrics else "none yet"
     return (
-        f"step {step}: {of('time/step_s'):.2f} s, reward {of('reward/mean'):.3f} | {engines} | "
+        f"step {step}: {of('time/step_s'):.2f} s, reward {reward} | {engines} | "
         f"preempted {of('engine/preemptions'):.0f} refilled {of('engine/reprefilled'):.0f} | "
         f"idle learner {of('learner/bubble'):.0%} engines {of('engine/bubble'):.0%} | "
         f"weights {of('weights/transfer_s'):.3f} s {of('weights/bytes_per_s') / 1e6:.0f} MB/s "
