@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from actors.cpu_prefix_cache import split_prefills_at_blocks
+from actors.cpu_tied_head import pack_tied_heads
 from actors.engine_tensors import Held, held_tensors
 from actors.staged_transfer import StagedTransfer
 from h1r_rl.errors import WeightTransferError
@@ -95,6 +96,8 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            pack_tied_heads(self.model)
         self._staged = {}
 
     def shutdown(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
     GraniteMoeHybridConfig,
@@ -119,3 +120,11 @@ def write_folder(name: str, folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# A base model\n")
     (folder / "LICENSE").write_text("Do what you like.\n")
     (folder / "notes.json").write_text("{}")
+
+
+def transformers_model(folder):
+    """transformers' own model, its floor under Nemotron-H's step sizes lifted: vLLM has none."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    for mixer in (m for m in model.modules() if hasattr(m, "time_step_limit")):
+        mixer.time_step_limit = (0.0, float("inf"))
+    return model

@@ -18,6 +18,8 @@ from h1r_rl.errors import ConfigError, DataError
 from h1r_rl.hybrid.boundaries import FAMILIES, install_boundaries
 from h1r_rl.hybrid.cuda_kernels import require_kernels
 
+UNBOUNDED = (0.0, float("inf"))
+
 
 def load_policy(
     folder: str | Path,
@@ -40,6 +42,7 @@ def load_policy(
         trust_remote_code=trust_remote_code,
     )
     install_boundaries(model)
+    _as_engines_step(model, folder)
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
@@ -55,6 +58,23 @@ def refuse_no_model(folder: Path) -> None:
             f"{folder}: expected *.safetensors, found none; convert the weights first (pickled "
             "checkpoints from outside are not loaded)"
         )
+
+
+def _as_engines_step(model: Any, folder: Path) -> None:
+    """Step sizes of the scan without bounds, as vLLM computes them whatever the configuration says.
+
+    transformers holds Nemotron-H's above `time_step_min`, the smallest *initial* one: an engine
+    would be up to 1e-4 a token away from the learner.
+    """
+    limit = getattr(model.config, "time_step_limit", None)
+    if limit is not None and tuple(limit) != UNBOUNDED:
+        raise ConfigError(
+            f"{folder}: expected time_step_limit (0, inf), found {tuple(limit)}: vLLM knows no "
+            "bounds on step sizes, so that its answers would not be this model's"
+        )
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = UNBOUNDED
 
 
 def _refuse_on_cuda(config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from h1r_rl.broadcast import Communicator, open_store
 from h1r_rl.interfaces import Sampling
 from h1r_rl.records import Completion, Prompt
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest, checksum
+
+FORMATS = runpy.run_path(str(Path(__file__).parents[1] / "hybrid_formats.py"))
 
 
 class PlainSender:
@@ -99,9 +102,7 @@ def reference_logprobs(
     folder: Path, asked: Prompt, completion: Completion, temperature: float
 ) -> np.ndarray:
     """transformers' own model, one plain forward pass."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    model = FORMATS["transformers_model"](folder)
     ids = np.concatenate([asked.token_ids, completion.token_ids]).astype(np.int64)
     with torch.no_grad():
         logits = model(torch.from_numpy(ids)[None], use_cache=False).logits[0].double()

@@ -1,3 +1,8 @@
+import json
+import runpy
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -57,3 +62,26 @@ def test_bad_folders_are_named(tmp_path):
 def test_cuda_without_the_kernels_is_refused(folder):
     with pytest.raises(ConfigError, match="causal_conv1d_fn resolves to transformers"):
         load_policy(folder, device="cuda")
+
+
+def test_step_sizes_are_bounded_no_more_than_in_the_engine(tmp_path, folder):
+    formats = runpy.run_path(str(Path(__file__).parents[1] / "hybrid_formats.py"))
+    formats["write_folder"]("nemotron-1", tmp_path)
+    ids = torch.randint(5, 200, (1, 30))
+    floored = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32").eval()
+    free, policy = formats["transformers_model"](tmp_path), load_policy(tmp_path).eval()
+    for model in (floored, free, policy):
+        for name, parameter in model.named_parameters():
+            if name.endswith("dt_bias"):
+                parameter.data.fill_(-9.0)  # steps of 1e-4
+    expected = free(ids, use_cache=False).logits
+    assert (floored(ids, use_cache=False).logits - expected).abs().max() > 5e-4
+    torch.testing.assert_close(policy(ids, use_cache=False).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bounds_that_no_engine_keeps_are_refused(tmp_path, folder):
+    bounded = shutil.copytree(folder, tmp_path / "bounded")
+    settings = json.loads((bounded / "config.json").read_text())
+    (bounded / "config.json").write_text(json.dumps(settings | {"time_step_limit": [0.001, 0.1]}))
+    with pytest.raises(ConfigError, match="time_step_limit"):
+        load_policy(bounded)

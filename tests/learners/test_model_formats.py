@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from h1r_rl.hybrid.load import load_policy
 from learners.deepspeed_engine import PolicyLogprobs
@@ -55,7 +55,7 @@ def test_folder_in_a_step_and_folder_out(name, tmp_path):
     assert not still  # every parameter is in the graph of the packed pass
 
     export_folder(policy.model, source, target, sharded=False)
-    model = AutoModelForCausalLM.from_pretrained(target, dtype="float32").eval()
+    model = FORMATS["transformers_model"](target)
     again = dict(model.named_parameters())
     assert again.keys() == named.keys()
     assert all(torch.equal(again[n], p) for n, p in named.items())
