@@ -25,7 +25,7 @@ from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.prompt_stream import PromptStream
 from h1r_rl.errors import DataError, RolloutLost, RunFailed
 from h1r_rl.grpo.advantages import has_signal
-from h1r_rl.grpo.build_batch import plan_train_batch
+from h1r_rl.grpo.build_batch import plan_train_batch, trained_scores
 from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.grpo.tripwires import Tripwires
 from h1r_rl.records import Group, Prompt, Sample
@@ -162,7 +162,7 @@ async def _roll_out(run: GRPORun, prompt: Prompt) -> None:
     group = Group(prompt, ordered, run.buffer.admitted_version(prompt.key))
     run.recent.append((group, time.monotonic() - started))
     run.quarantined_in_a_row = 0
-    if has_signal(group.scores()):
+    if has_signal(trained_scores(group, grpo.algorithm)):
         await run.buffer.add(group)
     else:
         await run.buffer.drop([group.key], "no_signal")
@@ -248,7 +248,8 @@ async def _take_requests(run: GRPORun, step: int, version: int) -> None:
 async def _service_metrics(run: GRPORun) -> dict[str, float]:
     """What was rolled out since the last step, and the services' state."""
     finished, run.recent = run.recent, []
-    metrics = finished_metrics(finished)
+    assert run.config.grpo is not None
+    metrics = finished_metrics(finished, run.config.grpo.algorithm)
     metrics |= {f"buffer/{k}": v for k, v in run.buffer.metrics().items()}
     metrics |= run.weights.metrics | run.rewards.stats()
     metrics |= run.meter.read(await run.rollouts.engine_stats())

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from h1r_rl.config.schema import AlgorithmConfig
 from h1r_rl.grpo.advantages import has_signal
+from h1r_rl.grpo.build_batch import trained_scores
 from h1r_rl.records import Group, Sample
 
 RATES = {"tokens": "tokens_per_s", "prefill_tokens": "prefill_tokens_per_s"}
@@ -50,7 +52,9 @@ class EngineMeter:
         return metrics
 
 
-def finished_metrics(finished: list[tuple[Group, float]]) -> dict[str, float]:
+def finished_metrics(
+    finished: list[tuple[Group, float]], algorithm: AlgorithmConfig
+) -> dict[str, float]:
     """Groups rolled out since the last step, each with its seconds, trained on or not."""
     samples = [sample for group, _ in finished for sample in group.samples]
     if not samples:
@@ -62,7 +66,7 @@ def finished_metrics(finished: list[tuple[Group, float]]) -> dict[str, float]:
         "rollout/truncated": float(np.mean([s.finish_reason == "length" for s in samples])),
         "rollout/group_s": float(np.mean([seconds for _, seconds in finished])),
         "reward/zero_signal_groups": float(
-            np.mean([not has_signal(group.scores()) for group, _ in finished])
+            np.mean([not has_signal(trained_scores(group, algorithm)) for group, _ in finished])
         ),
         "reward/without_verdict": float(np.mean([s.verdict.score is None for s in samples])),
     }

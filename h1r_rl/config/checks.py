@@ -151,6 +151,46 @@ def _check_algorithm(config: RunConfig) -> None:
             "grpo.algorithm: correction belongs to proximal: recompute; with proximal: behaviour "
             "the ratio already is against the engine's policy. Drop one of the two"
         )
+    if algorithm.proximal == "recompute" and not corrected and config.grpo.max_staleness:
+        raise ConfigError(
+            "grpo.algorithm: proximal: recompute without a correction neither clips nor weighs "
+            f"what older weights sampled (grpo.max_staleness is {config.grpo.max_staleness}); set "
+            "correction.kind to tis or mask, or proximal: behaviour"
+        )
+    if algorithm.proximal == "recompute" and algorithm.policy_loss in ("dual_clip", "gspo"):
+        raise ConfigError(
+            f"grpo.algorithm: policy_loss: {algorithm.policy_loss} bounds the ratio to the "
+            "proximal policy, which is 1 with proximal: recompute and one optimizer step a batch; "
+            "use proximal: behaviour, or policy_loss: clip"
+        )
+    if algorithm.advantage_std == "batch" and algorithm.advantage != "grpo":
+        raise ConfigError(
+            "grpo.algorithm: advantage_std: batch belongs to advantage: grpo; "
+            f"{algorithm.advantage} divides by no std. Drop one of the two"
+        )
+    if algorithm.policy_loss != "cispo" and algorithm.clip_low > 1:
+        raise ConfigError(
+            f"grpo.algorithm.clip_low: expected at most 1 (a ratio is positive), found "
+            f"{algorithm.clip_low:g}"
+        )
+    warn, stop = config.grpo.logprob_gap_warn, config.grpo.logprob_gap_stop
+    if warn and stop and warn > stop:
+        raise ConfigError(
+            f"grpo.logprob_gap_warn ({warn:g}) lies above logprob_gap_stop ({stop:g}): the run "
+            "would stop unwarned; lower it"
+        )
+    limits = config.grpo.tripwires
+    if limits.entropy_fall >= limits.entropy_rise:
+        raise ConfigError(
+            f"grpo.tripwires: expected entropy_fall < entropy_rise, found {limits.entropy_fall:g} "
+            f"and {limits.entropy_rise:g}: every entropy would be an alarm"
+        )
+    cache, room = config.reward.overlong_cache_tokens, config.rollout.max_response_tokens
+    if cache and cache >= room:
+        raise ConfigError(
+            f"reward.overlong_cache_tokens ({cache}) reaches rollout.max_response_tokens ({room}): "
+            "every answer would be punished for its length; lower it"
+        )
     if not 0 < algorithm.correction.low <= algorithm.correction.high:
         raise ConfigError("grpo.algorithm.correction: expected 0 < low <= high")
     if config.reward.control == "none" and importlib.util.find_spec("math_verify") is None:

@@ -7,9 +7,9 @@ live in `checks.py`; reading files and overrides in `load.py`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -225,8 +225,12 @@ class AlgorithmConfig(Section):
     policy_loss: Literal["clip", "dual_clip", "gspo", "cispo"] = Field(
         default="clip", description="Surrogate."
     )
-    clip_low: NonNegativeFloat = Field(default=0.2, description="Lower clip distance.")
-    clip_high: NonNegativeFloat = Field(default=0.28, description="Upper clip distance.")
+    clip_low: NonNegativeFloat = Field(
+        default=0.2, description="Lower clip distance; gspo: 3e-4, cispo: 1 (no lower bound)."
+    )
+    clip_high: NonNegativeFloat = Field(
+        default=0.28, description="Upper clip distance; gspo: 4e-4, cispo: 4."
+    )
     dual_clip: Annotated[float, Field(gt=1)] = Field(
         default=3.0, description="c of dual clip, for A < 0."
     )
@@ -238,7 +242,8 @@ class AlgorithmConfig(Section):
     proximal: Literal["behaviour", "recompute"] = Field(
         default="behaviour",
         description="behaviour: the ratio is against the engine's logprobs. recompute: against the "
-        "learner's own first forward, with `correction` as a further weight.",
+        "learner's own first forward, with `correction` as a further weight; with one optimizer "
+        "step a batch that ratio is 1 and its clip bounds cut nothing.",
     )
     correction: CorrectionConfig = Field(
         default=CorrectionConfig(), description="Only for recompute."
@@ -248,8 +253,18 @@ class AlgorithmConfig(Section):
         default=0.0, description="Weight of cross-entropy on correct samples' tokens."
     )
     overlong_filtering: bool = Field(
-        default=False, description="Samples that met the length limit stay out of the loss."
+        default=False,
+        description="Samples that met the length limit stay out of the loss and of mean and std.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds_of_the_loss(cls, raw: Any) -> Any:
+        """A ratio of whole answers and one that is only a weight are clipped elsewhere."""
+        bounds = {"gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}.get(
+            raw.get("policy_loss", "") if isinstance(raw, dict) else ""
+        )
+        return {"clip_low": bounds[0], "clip_high": bounds[1]} | raw if bounds else raw
 
 
 class TripwiresConfig(Section):

@@ -60,7 +60,8 @@ def group_advantages(
 
 def batch_std(groups: list[Floats]) -> float:
     """Population std of the group-centred scores over the whole batch, for advantage_std: batch
-    (REINFORCE++, 2501.03262, normalises over the batch). The default is per group."""
+    (REINFORCE++, 2501.03262, normalises over the batch). The default is per group. Groups of one
+    score have no advantage and no part in it."""
     judged = [scores[~np.isnan(scores)] for scores in groups]
-    centred = [scores - scores.mean() for scores in judged if len(scores)]
+    centred = [scores - scores.mean() for scores in judged if len(scores) > 1]
     return float(np.concatenate(centred).std()) if centred else 0.0

@@ -89,6 +89,13 @@ def in_loss(sample: Sample, algorithm: AlgorithmConfig) -> bool:
     return not (algorithm.overlong_filtering and sample.finish_reason == "length")
 
 
+def trained_scores(group: Group, algorithm: AlgorithmConfig) -> np.ndarray:
+    """[G] float64 scores that make mean, std and signal: NaN for samples out of the loss. A sample
+    that overlong filtering takes out is none that the others are measured against."""
+    inside = [in_loss(sample, algorithm) for sample in group.samples]
+    return np.where(inside, group.scores(), np.nan)
+
+
 def is_positive(sample: Sample) -> bool:
     """Judged correct: by accuracy where the verifier has that notion, else by the score."""
     accuracy = sample.verdict.parts.get("accuracy", sample.verdict.score)
@@ -97,7 +104,7 @@ def is_positive(sample: Sample) -> bool:
 
 def advantages_by_group(plan: TrainPlan, algorithm: AlgorithmConfig) -> list[np.ndarray]:
     """[groups] of [G] float64, the same on every rank."""
-    scores = [group.scores() for group in plan.groups]
+    scores = [trained_scores(group, algorithm) for group in plan.groups]
     std = None
     if algorithm.advantage == "grpo" and algorithm.advantage_std == "batch":
         std = batch_std(scores)

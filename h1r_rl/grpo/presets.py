@@ -60,7 +60,12 @@ def apply_preset(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _under(preset: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
-    """`explicit` over `preset`, subsections merged rather than replaced."""
+    """`explicit` over `preset`, subsections merged rather than replaced. Another loss than the
+    preset's comes with bounds of its own (`AlgorithmConfig`)."""
+    if explicit.get("policy_loss", preset.get("policy_loss", "clip")) != preset.get(
+        "policy_loss", "clip"
+    ):
+        preset = {k: v for k, v in preset.items() if k not in ("clip_low", "clip_high")}
     merged = preset | explicit
     for name, value in explicit.items():
         if isinstance(value, dict) and isinstance(preset.get(name), dict):

@@ -25,7 +25,7 @@ def test_formulas_leave_out_samples_without_a_verdict():
 def test_batch_std_divides_every_group():
     groups = [SCORES, np.array([0.2, 0.4])]
     centred = [r - np.mean(JUDGED) for r in JUDGED] + [-0.1, 0.1]
-    std = batch_std(groups)
+    std = batch_std([*groups, np.array([1.0]), np.array([NAN, 0.0])])  # the last two have no part
     assert std == pytest.approx((sum(c * c for c in centred) / 6) ** 0.5)
     np.testing.assert_allclose(
         group_advantages(groups[1], std=std), np.array([-0.1, 0.1]) / (std + 1e-6)

@@ -81,11 +81,13 @@ def test_table_of_endings():
     assert (found.num_target_tokens, found.num_sequences, found.num_positive_tokens) == (15, 4, 9)
 
 
-def test_overlong_filtering_drops_the_tokens_but_keeps_the_baseline():
+def test_overlong_filtering_takes_a_sample_out_of_loss_and_baseline():
     filtered = plan(overlong_filtering=True)
     assert (filtered.num_target_tokens, filtered.num_sequences) == (11, 3)
-    advantages = advantages_by_group(filtered, AlgorithmConfig(advantage="dr_grpo"))
-    assert advantages[1].tolist() == [0.5, -0.5]
+    algorithm = AlgorithmConfig(advantage="dr_grpo", overlong_filtering=True)
+    assert advantages_by_group(filtered, algorithm)[1].tolist() == [0, 0]  # one is left
+    whole = AlgorithmConfig(advantage="dr_grpo")
+    assert advantages_by_group(plan(), whole)[1].tolist() == [0.5, -0.5]
 
 
 def test_arrays_stand_at_the_predicted_token():

@@ -46,6 +46,10 @@ def test_overrides_and_round_trip(tmp_path):
         ("weights.backend=nccl", ["nccl", "num_gpus"]),
         ("grpo.algorithm.correction.kind=tis", ["recompute", "one of the two"]),
         ("grpo", ["key=value"]),
+        ("grpo.algorithm.proximal=recompute", ["neither clips nor weighs", "max_staleness is 1"]),
+        ("grpo.algorithm.clip_low=1.5", ["clip_low", "1.5"]),
+        ("grpo.tripwires.entropy_rise=0.05", ["entropy_fall", "0.05"]),
+        ("reward.overlong_cache_tokens=64", ["64", "max_response_tokens (32)"]),
     ],
 )
 def test_mistakes(tmp_path, override, words):
@@ -54,6 +58,35 @@ def test_mistakes(tmp_path, override, words):
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("advantage_std=batch", "advantage=rloo"), ["batch", "rloo"]),
+        (("proximal=recompute", "correction.kind=tis", "policy_loss=gspo"), ["gspo", "recompute"]),
+        (("proximal=recompute", "correction.kind=tis", "policy_loss=dual_clip"), ["dual_clip"]),
+    ],
+)
+def test_settings_that_contradict_each_other(tmp_path, overrides, words):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, *(f"grpo.algorithm.{override}" for override in overrides))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_guard_that_stops_unwarned_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="unwarned"):
+        load(tmp_path, "grpo.logprob_gap_warn=1.0", "grpo.logprob_gap_stop=0.1")
+
+
+@pytest.mark.parametrize("preset", [None, "grpo"])
+def test_a_loss_named_alone_has_its_papers_bounds(tmp_path, preset):
+    named = [f"grpo.preset={preset}"] if preset else []
+    for loss, bounds in (("gspo", (3e-4, 4e-4)), ("cispo", (1.0, 4.0))):
+        algorithm = load(tmp_path, *named, f"grpo.algorithm.policy_loss={loss}").grpo.algorithm
+        assert (algorithm.clip_low, algorithm.clip_high) == bounds
+    named += ["grpo.algorithm.policy_loss=gspo", "grpo.algorithm.clip_low=0.1"]
+    assert load(tmp_path, *named).grpo.algorithm.clip_low == 0.1
 
 
 def test_missing_file_and_missing_section(tmp_path):

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,30 @@ def test_balanced_by_cost_where_attention_counts():
     work = [sum(document_cost(lengths[i]) for bin_ in rank for i in bin_) for rank in placed]
     assert max(work) / min(work) < 1.2
     assert sum(len(bin_) for bin_ in placed[0]) == 1  # the long one has a rank of its own
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ranks", "budget"),
+    [
+        ([1_000] * 8, 2, 8_192),  # one bin would hold them all
+        ([1_000] * 9, 2, 8_192),
+        ([500] * 40, 4, 8_192),
+        ([7_000, 100, 100, 100], 2, 8_192),
+    ],
+)
+def test_no_rank_idles_while_another_works(lengths, ranks, budget):
+    placed = pack_documents(lengths, ranks=ranks, budget=budget)
+    work = [sum(document_cost(lengths[i]) for bin_ in rank for i in bin_) for rank in placed]
+    costs = [document_cost(length) for length in lengths]
+    assert max(work) <= max(max(costs), sum(costs) / ranks + min(costs))
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 4))
+def test_work_is_near_its_mean_where_everything_fits(lengths, ranks):
+    placed = pack_documents(lengths, ranks=ranks, budget=sum(lengths))
+    costs = [document_cost(length) for length in lengths]
+    work = [sum(costs[i] for bin_ in rank for i in bin_) for rank in placed]
+    assert max(work) <= sum(costs) / ranks + max(costs)
 
 
 def test_no_documents_give_every_rank_nothing():
