@@ -32,11 +32,12 @@ from h1r_rl.interfaces import Sampling
 from h1r_rl.records import Completion, GroupPart, Prompt
 from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
 
+MAX_CALLS = 100_000  # groups generate in calls of their own: none may keep a commit waiting
 CHUNK_S = 0.1  # siblings that finish this close together share a message
 LOG_LINES = 8
 
 
-@ray.remote(max_concurrency=1000)
+@ray.remote(max_concurrency=MAX_CALLS)
 class RolloutActor:
     def __init__(self, name: str, config: RolloutConfig, weights: WeightsConfig, run: str) -> None:
         self._name = name

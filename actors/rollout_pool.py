@@ -73,6 +73,10 @@ class RolloutPool:
         """Live engines without the newest weights: they serve nothing until a transfer to them."""
         return self._engines.behind()
 
+    def newest(self) -> str:
+        """Label of the newest weights that an engine was given."""
+        return self._engines.version
+
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever engines come, go or change their load."""
         self._engines.changed.listen(listener)
@@ -96,11 +100,11 @@ class RolloutPool:
             prompt, tuple(sample_indices), sampling
         )
         refs = stream.__aiter__()
-        timeout_s = self._config.request_timeout_s
         what = f"{name}: the next sample of {prompt.key}"
         try:
             while waiting:
-                part = await within(await within(anext(refs), timeout_s, what), timeout_s, what)
+                timeout_s = self._config.request_timeout_s
+                part = await within(await self._next(name, refs, what), timeout_s, what)
                 bulk = await within(anext(refs), timeout_s, what)  # the reference, not the tokens
                 waiting -= set(part.sample_indices)
                 engines.owe(member, -len(part.sample_indices))
@@ -114,8 +118,24 @@ class RolloutPool:
             if waiting:
                 _cancel(stream)  # nobody waits for these samples any more
 
+    async def _next(self, name: str, refs: Any, what: str) -> Any:
+        """The stream's next reference, for as long as its engine makes tokens: an answer of tens
+        of thousands among others takes longer than any deadline that finds a frozen engine."""
+        waiting = asyncio.ensure_future(anext(refs))
+        half_s, before = self._config.request_timeout_s / 2, -1.0
+        try:
+            while not (await asyncio.wait([waiting], timeout=half_s))[0]:
+                tokens = (await self._each("stats", [name])).get(name, {}).get("tokens", before)
+                if tokens == before:
+                    raise TimeoutError(f"{what}: none and no token for {half_s:g} s")
+                before = tokens
+            return await waiting
+        finally:
+            waiting.cancel()
+
     async def join_epoch(self, epoch: TransferEpoch) -> None:
         """All live engines meet the learner. Raises WeightTransferError naming who did not."""
+        self._engines.in_transfer = True  # a leaver stays for it
         self._in_epoch = list(epoch.rank_offsets)
         deadline_s = epoch.deadline_s + GRACE_S
         joined = await self._engines.ask(
@@ -145,7 +165,9 @@ class RolloutPool:
         pauses = await engines.ask("commit", version, deadline_s=self._deadline_s, among=ready)
         held = {n: p for n, p in pauses.items() if not isinstance(p, BaseException)}
         for name in held:
-            engines.members[name].version = engines.version = version
+            engines.version = version
+            if name in engines.members:  # else it was lost while a peer still committed
+                engines.members[name].version = version
         self.end_transfer()
         what = f"version {version} of the learner (rank 0), {self._parcel[0]} to {self._parcel[1]},"
         self._raise_failed(what, staged | pauses)

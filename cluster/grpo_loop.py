@@ -66,12 +66,11 @@ async def train_grpo(run: GRPORun) -> None:
     tripwires = Tripwires(grpo, run.config.rollout, learner)
     async with asyncio.TaskGroup() as tasks:
         endless = [tasks.create_task(_produce(run, tasks)), tasks.create_task(run.weights.serve())]
-        step = 0
+        step, started = 0, time.monotonic()
         while step < grpo.steps:
-            started = time.monotonic()
             await _take_requests(run, step, version)
             groups = await run.buffer.take_step(version)
-            waited_s = time.monotonic() - started
+            waited_s = time.monotonic() - started  # with steps before it that found no group
             if not groups:
                 empty += 1
                 _give_up_without_signal(run, empty)
@@ -85,10 +84,14 @@ async def train_grpo(run: GRPORun) -> None:
                 learner_version=version,
                 max_staleness=run.buffer.max_staleness,
             )
-            await run.weights.before_forward()
+            held_up = Stopwatch()
+            with held_up:
+                await run.weights.before_forward()
             metrics = await run.learner.forward_backward(plan)
+            with held_up:
+                await run.weights.sent()  # engines hold `version` as well now
+            metrics |= await _probe_gap(run)
             tripwires.before_update(step, metrics)
-            await run.weights.sent()  # `version` has left the tensors
             result = await run.learner.optimizer_step()
             keys = [group.key for group in groups]
             if result.skipped:
@@ -99,8 +102,11 @@ async def train_grpo(run: GRPORun) -> None:
             metrics = {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
             metrics |= trained_metrics(groups, version, run.buffer.max_staleness)
             metrics |= await _service_metrics(run)
-            metrics |= {"time/step_s": time.monotonic() - started, "time/wait_s": waited_s}
-            metrics["learner/bubble"] = waited_s / metrics["time/step_s"]
+            now = time.monotonic()
+            metrics |= {"time/step_s": now - started, "time/wait_s": waited_s}
+            metrics["time/transfer_wait_s"] = held_up.seconds
+            metrics["learner/bubble"] = (waited_s + held_up.seconds) / (now - started)
+            started = now
             metrics |= tripwires.after_step(step, metrics)
             run.tracker.log_step(step, metrics)
             logger.info(one_line(step, metrics))
@@ -111,6 +117,29 @@ async def train_grpo(run: GRPORun) -> None:
         await run.weights.sent()
         for task in endless:
             task.cancel()
+
+
+async def _probe_gap(run: GRPORun) -> dict[str, float]:
+    """Engine against learner on one fixed prompt, both holding the same version: there is such a
+    number in every step, also where each answer has older weights in its past."""
+    answers = await run.weights.probe_engines()
+    if not answers:
+        return {}
+    own = await run.learner.score(run.weights.probe_ids)
+    return {"probe_gap": max(float(np.abs(theirs - own).mean()) for theirs in answers.values())}
+
+
+class Stopwatch:
+    """Seconds spent inside its `with` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._started
 
 
 async def _produce(run: GRPORun, tasks: asyncio.TaskGroup) -> None:

@@ -3,8 +3,8 @@
 A request is a file in `control/` of the run folder, which the run loop reads between steps; so it
 comes from any process that sees the folder, for an embedded cluster and a remote one alike.
 Invariants: requests found together are one change (the last word on each number counts); a change
-begins at a step boundary, goes on beside the steps and never ends the run; the next one begins
-after it.
+begins at a step boundary and goes on beside the steps; the next one begins after it. None ends the
+run, but for a learner that does not come back.
 """
 
 from __future__ import annotations
@@ -60,17 +60,23 @@ class ControlFolder:
         write_json(self._path / f"request-{name}.json", asdict(request))
         return name
 
-    def withdraw(self, name: str) -> None:
-        (self._path / f"request-{name}.json").unlink(missing_ok=True)
-
     def take(self) -> tuple[list[str], Request]:
         """(ids, all waiting requests as one)."""
         names, request = [], Request()
         for file in sorted(self._path.glob("request-*.json")):
-            names.append(file.stem.removeprefix("request-"))
-            request = request.then(Request(**json.loads(file.read_text())))
-            file.unlink()
+            name = file.stem.removeprefix("request-")
+            try:
+                request = request.then(Request(**json.loads(file.read_text())))
+                names.append(name)
+            except (OSError, TypeError, ValueError) as error:
+                self.tell([name], "refused", f"{file.name} is no request: {error}")
+            file.unlink(missing_ok=True)
         return names, request
+
+    def clear(self) -> None:
+        """Drop what an earlier process of this run was asked and did not take up."""
+        for file in self._path.glob("request-*.json"):
+            file.unlink(missing_ok=True)
 
     def tell(self, names: list[str], outcome: str, text: str) -> None:
         """`outcome`: begun, done, refused or failed."""
@@ -123,7 +129,11 @@ class Scaling:
         started = time.monotonic()
         self._tell(step, names, "begun", f"{request} from step {step}")
         if request.restart_learner:
-            await restart_learner()
+            try:
+                await restart_learner()
+            except Exception as error:  # without a learner there is no run
+                self._tell(step, names, "failed", f"{request} from step {step}: {error}")
+                raise
         self._running = asyncio.create_task(self._carry_out(step, names, request, started))
 
     async def close(self) -> None:
@@ -137,14 +147,14 @@ class Scaling:
     async def _carry_out(
         self, step: int, names: list[str], request: Request, started: float
     ) -> None:
-        changes: list[Awaitable[None]] = []
-        if request.restart_rollouts:
-            changes.append(self._rollouts.restart())
-        if request.rollout_actors:
-            changes.append(self._rollouts.scale(request.rollout_actors))
-        if request.reward_workers:
-            changes.append(self._rewards.scale(request.reward_workers))
         try:
+            changes: list[Awaitable[None]] = []
+            if request.restart_rollouts:
+                changes.append(self._rollouts.restart())
+            if request.rollout_actors:
+                changes.append(self._rollouts.scale(request.rollout_actors))
+            if request.reward_workers:
+                changes.append(self._rewards.resize(request.reward_workers))
             outcomes = await asyncio.gather(*changes, return_exceptions=True)
         except asyncio.CancelledError:
             self._tell(step, names, "failed", f"{request} asked at step {step}: {ENDED}")

@@ -89,16 +89,20 @@ def trained_metrics(groups: list[Group], version: int, max_staleness: int) -> di
     """The groups of the step that started from `version`; shares of tokens by age."""
     samples = [sample for group in groups for sample in group.samples]
     ages = [version - sample.min_version for sample in samples]
-    tokens = np.zeros(max_staleness + 1)
+    tokens = np.zeros(max_staleness + 2)  # the last: older than the bound, masked in the loss
     for age, count in (pair for sample in samples for pair in _token_ages(sample, version)):
-        tokens[min(age, max_staleness)] += count
+        tokens[min(age, max_staleness + 1)] += count
     metrics = {
         "rollout/staleness_mean": float(np.mean(ages)),
         "rollout/staleness_max": float(np.max(ages)),
         "rollout/groups_trained": float(len(groups)),
     }
     shares = tokens / max(tokens.sum(), 1)
-    return metrics | {f"rollout/tokens_age_{a}": float(share) for a, share in enumerate(shares)}
+    names = [*range(max_staleness + 1), "over"]
+    return metrics | {
+        f"rollout/tokens_age_{name}": float(share)
+        for name, share in zip(names, shares, strict=True)
+    }
 
 
 def _token_ages(sample: Sample, version: int) -> list[tuple[int, int]]:

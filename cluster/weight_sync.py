@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from h1r_rl.errors import RunFailed, WeightTransferError
 from h1r_rl.records import Prompt
@@ -40,14 +41,17 @@ class WeightSync:
         probe_limit: float = 0.0,
     ) -> None:
         """`overlap` False (ZeRO-3): sending is a step of all ranks' compute, not beside a forward.
-        `probe`: a prompt whose log-probabilities every engine gives before and after the first
-        version is pushed twice; a difference above `probe_limit` ends the run."""
+        `probe`: a prompt whose log-probabilities every engine gives with each version; the first
+        one is pushed twice, and a difference above `probe_limit` then ends the run."""
         self._learner = learner
         self._pool = pool
         self._manifest = manifest
         self._overlap = overlap
         self._probe = probe
         self._probe_limit = probe_limit
+        self._pushed_twice = probe is None
+        self._sends = self._attempts = 0
+        self.probed: dict[str, NDArray[np.float32]] = {}  # by engine, under `engine_version`
         self._epoch: TransferEpoch | None = None
         self._version = 0  # of the learner's tensors
         self._then: Then | None = None  # published and not yet sent
@@ -86,15 +90,27 @@ class WeightSync:
         self._wake.set()
 
     async def before_forward(self) -> None:
-        """Wait for what must not run beside the learner's forward pass."""
+        """Wait for what must not run beside the learner's forward pass, and let nothing begin."""
         if not self._overlap:
-            await self._idle.wait()
+            await self.sent()
 
     async def sent(self) -> None:
-        """Wait for the transfer under way: the learner's tensors may change afterwards, until
+        """Wait for the transfers under way: the learner's tensors may change afterwards, until
         `publish` or `unchanged`."""
-        await self._idle.wait()
+        while not self._idle.is_set():  # an engine that joined meanwhile has begun another one
+            await self._idle.wait()
         self._readable = False
+
+    @property
+    def probe_ids(self) -> NDArray[np.int32]:
+        assert self._probe is not None
+        return self._probe.token_ids
+
+    async def probe_engines(self) -> dict[str, NDArray[np.float32]]:
+        """The probe's [tokens - 1] log-probabilities under `engine_version`, by engine."""
+        if not self.probed and self._probe is not None:
+            self.probed = await self._pool.probe(self._probe)  # the weights that they started with
+        return self.probed
 
     def new_epoch(self) -> None:
         """The learner is another process now: the next transfer begins with a meeting."""
@@ -109,10 +125,13 @@ class WeightSync:
             "weights/transfer_s": sent["transfer_s"],
             "weights/bytes_per_s": sent["bytes_per_s"],
             "weights/epoch": float(self._epoch.number if self._epoch else 0),
+            "weights/sends": float(self._sends),
+            "weights/attempts": float(self._attempts),
         }
-        if self._probe is not None and version > 0:
+        if self._probe is not None:
+            self.probed = await self._pool.probe(self._probe)
+        if not self._pushed_twice and version > 0 and self.probed:
             self.metrics["weights/identical_push_gap"] = await self._push_again(version)
-            self._probe = None
         self.engine_version = version
 
     async def _deliver(self, version: int) -> tuple[dict[str, float], float]:
@@ -121,11 +140,14 @@ class WeightSync:
         late: Counter[str] = Counter()
         while True:
             await self._pool.any_engine()
+            self._attempts += 1
             try:
                 await self._open_epoch_if_changed()
                 await self._pool.begin_receive(self._manifest)
                 sent = await self._learner.send()
-                return sent, await self._pool.commit(str(version))
+                pause_s = await self._pool.commit(str(version))
+                self._sends += 1
+                return sent, pause_s
             except WeightTransferError as error:
                 self._epoch = None
                 failures.append(str(error))
@@ -137,7 +159,8 @@ class WeightSync:
                         + " / ".join(failures)
                     ) from error
                 await self._pool.drop_silent()
-                behind = self._pool.behind()  # of the rest, those that peers have left behind
+                # Of the rest, those that peers have left behind with this version.
+                behind = self._pool.behind() if self._pool.newest() == str(version) else []
                 late.update(behind)
                 self._pool.give_up([name for name in behind if late[name] >= MAX_LATE], error)
             except RunFailed as error:
@@ -162,10 +185,11 @@ class WeightSync:
     async def _push_again(self, version: int) -> float:
         """A hot reload can corrupt a hybrid without a word (aliased or unloaded tensors): the same
         weights once more must give the same log-probabilities. Returns the largest difference."""
-        before = await self._pool.probe(self._probe)
+        before = self.probed
         await self._deliver(version)
-        after = await self._pool.probe(self._probe)
+        after = self.probed = await self._pool.probe(self._probe)
         gaps = {n: float(np.abs(after[n] - before[n]).max()) for n in before.keys() & after.keys()}
+        self._pushed_twice = bool(gaps)  # nobody was there for both: the next version tells
         wrong = {n: gap for n, gap in gaps.items() if not gap <= self._probe_limit}
         if wrong:
             raise RunFailed(

@@ -10,6 +10,8 @@ parameters' bytes in order; then one broadcast of an int64 tensor with a checksu
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +24,8 @@ from h1r_rl.weight_manifest import TransferEpoch
 dist: Any = torch.distributed  # stores and groups are exported at run time only
 
 SHORTEST_WAIT_S = 0.05  # a collective whose time is over fails in it rather than at once
+LOOK_AGAIN_S = 0.002
+WATCHDOG_FACTOR = 10  # NCCL's own watchdog ends the process: it must never be the first
 
 
 def open_store() -> Any:
@@ -43,27 +47,32 @@ class Communicator:
         store = dist.TCPStore(epoch.address, epoch.port, is_master=False, timeout=timeout)
         self._store = dist.PrefixStore(f"epoch-{epoch.number}", store)
         self._group: Any = self._make_group(timeout)
+        if epoch.backend == "nccl":  # which meets in its first collective, gloo when it is made
+            self.broadcast(torch.zeros(1, dtype=torch.uint8, device="cuda"))
 
     def _make_group(self, timeout: timedelta) -> Any:
         size = self.epoch.world_size
         if self.epoch.backend == "gloo":
             return dist.ProcessGroupGloo(self._store, self.rank, size, timeout)
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
+        options._timeout = WATCHDOG_FACTOR * timeout
         return dist.ProcessGroupNCCL(self._store, self.rank, size, options)
 
     def broadcast(self, tensor: Tensor, within_s: float | None = None) -> None:
         """Broadcast from rank 0 in place; returns when this member's part is done, raises
         RuntimeError after `within_s` (default: the epoch's deadline)."""
         seconds = self.epoch.deadline_s if within_s is None else within_s
-        timeout = timedelta(seconds=max(seconds, SHORTEST_WAIT_S))
+        seconds = max(seconds, SHORTEST_WAIT_S)
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = timeout
         group = self._enter()
         try:
-            group.broadcast([tensor], options).wait(timeout)
-            if tensor.is_cuda:
+            if self.epoch.backend == "gloo":
+                options.timeout = timedelta(seconds=seconds)
+                group.broadcast([tensor], options).wait(options.timeout)
+            else:
+                work = group.broadcast([tensor], options)
+                wait_or_abort(work, seconds, group.abort)
                 torch.cuda.current_stream(tensor.device).synchronize()
         finally:
             del group
@@ -93,3 +102,18 @@ class Communicator:
             self._in_collective = False
             if self._closed:
                 self._group = None
+
+
+def wait_or_abort(work: Any, seconds: float, abort: Callable[[], None]) -> None:
+    """Wait for an NCCL collective on the host; abort it and raise RuntimeError after `seconds`.
+
+    Its own `wait(timeout)` orders streams and returns: the deadline would be the watchdog's, which
+    takes the process down.
+    """
+    end = time.monotonic() + seconds
+    while not work.is_completed():
+        if time.monotonic() > end:
+            abort()
+            raise RuntimeError(f"no answer from a peer within {seconds:g} s (NCCL, aborted)")
+        time.sleep(LOOK_AGAIN_S)
+    work.wait()

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from h1r_rl.grpo.build_batch import TrainPlan
 from h1r_rl.records import GroupPart, Prompt, StepResult, Verdict
 from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
@@ -63,6 +66,14 @@ class RewardPool(Protocol):
         """One verdict for each of `part.sample_indices`, in that order."""
         ...
 
+    async def resize(self, workers: int) -> None:
+        """Grow or shrink to `workers`."""
+        ...
+
+    def num_workers(self) -> int: ...
+
+    def stats(self) -> dict[str, float]: ...
+
     async def close(self) -> None: ...
 
 
@@ -70,6 +81,10 @@ class LearnerGroup(Protocol):
     """Data-parallel ranks that hold the policy and its optimizer."""
 
     async def forward_backward(self, plan: TrainPlan) -> dict[str, float]: ...
+
+    async def score(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[T - 1] log-probabilities at temperature 1 of a document's own tokens, ids [T]."""
+        ...
 
     async def optimizer_step(self) -> StepResult: ...
 

@@ -45,10 +45,14 @@ class PolicyLogprobs(nn.Module):
         self.engine_dtype = engine_dtype
 
     def forward(
-        self, input_ids: Tensor, document_starts: Tensor, positions: Tensor
+        self,
+        input_ids: Tensor,
+        document_starts: Tensor,
+        positions: Tensor,
+        temperature: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(logprobs [N], entropy [N]) of the tokens at `positions` [N], none of which starts a
-        document; input_ids [T] int64."""
+        document; input_ids [T] int64. `temperature`: another one than the policy's."""
         hidden = hidden_states(self.model, input_ids, document_starts)
         weight, multiplier = output_head(self.model)
         return token_logprobs(
@@ -56,7 +60,7 @@ class PolicyLogprobs(nn.Module):
             input_ids[positions],
             rounded(weight, getattr(torch, self.engine_dtype)),
             logit_multiplier=multiplier,
-            temperature=self.temperature,
+            temperature=temperature or self.temperature,
             chunk_tokens=self.chunk_tokens,
         )
 

@@ -129,6 +129,18 @@ class LearnerActor:
         return metrics
 
     @ray.method(concurrency_group="compute")
+    def score(self, ids: Any) -> Any:
+        """[T - 1] float32 log-probabilities at temperature 1 of a document's own tokens [T]."""
+        import torch
+
+        tokens = torch.from_numpy(ids).long().to(self._engine.device)
+        starts = torch.tensor([0, len(ids)], device=tokens.device)
+        positions = torch.arange(1, len(ids), device=tokens.device)
+        with torch.no_grad():
+            logprobs, _ = self._engine(tokens, starts, positions, temperature=1.0)
+        return logprobs.float().cpu().numpy()
+
+    @ray.method(concurrency_group="compute")
     def optimizer_step(self) -> StepResult:
         """Apply the accumulated gradients, or skip the step on every rank if any is not finite."""
         from learners.deepspeed_engine import apply_gradients

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from h1r_rl.config.schema import AlgorithmConfig, LearnerConfig, OptimizerConfig, WeightsConfig
 from h1r_rl.deadlines import within
 from h1r_rl.errors import RunFailed, WeightTransferError
@@ -136,6 +139,10 @@ class LearnerGroup:
             return (await self._all("send", deadline_s=deadline_s, concurrency_group="compute"))[0]
         except RayTaskError as error:
             raise WeightTransferError(str(error)) from error
+
+    async def score(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[T - 1] log-probabilities at temperature 1 of a document's own tokens, ids [T]."""
+        return (await self._all("score", ids))[0]
 
     async def save_checkpoint(self, folder: str) -> str:
         """Weights, optimizer and version into `folder`; returns the new checkpoint's path."""

@@ -392,7 +392,8 @@ class RolloutConfig(Section):
         "then samples request by request in Python, which is slow.",
     )
     request_timeout_s: PositiveFloat = Field(
-        default=600.0, description="A group unfinished for this long counts its engine as lost."
+        default=600.0,
+        description="An engine that owes samples and makes no token for this long is lost.",
     )
     drain_timeout_s: PositiveFloat = Field(
         default=120.0,

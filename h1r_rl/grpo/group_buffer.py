@@ -3,7 +3,9 @@
 Invariants: a group holds a slot from admission until the engines hold the weights trained on it;
 slots <= (max_staleness + 1) x prompts_per_step; a group admitted at version a is trained in a step
 that starts at version <= a + max_staleness. A finished group may overtake an older one only if all
-older ones can still be trained in time. At max_staleness 0 this is the synchronous loop.
+older ones can still be trained in time. At max_staleness 0 this is the synchronous loop. A step
+cut short for lack of signal holds the slots that it did not fill until its weights have arrived:
+groups admitted there any earlier would crowd a later step's deadline.
 
 A generation cache of C groups is C slots more: that many groups beyond what the steps need are
 generated ahead and kept, at the price of ceil(C / prompts_per_step) versions more of staleness.
@@ -41,6 +43,7 @@ class GroupBuffer:
         self.max_staleness = max_staleness + math.ceil(generation_cache / prompts_per_step)
         self._max_backfill = max_backfill * prompts_per_step
         self._slots: dict[str, _Slot] = {}
+        self._unfilled: list[tuple[set[str], int]] = []  # of short steps: its groups, slots held
         self._changed = asyncio.Condition()
         self._version = 0  # version that the next step starts from
         self._backfilled = 0  # admissions in place of signal-less groups, since the last step
@@ -71,6 +74,7 @@ class GroupBuffer:
     async def drop(self, keys: Iterable[str], reason: str) -> None:
         """Give slots back without training: no signal, quarantined, skipped step."""
         async with self._changed:
+            self._forget_unfilled(keys := list(keys))
             for key in keys:
                 self.trained -= self._slots.pop(key).taken
                 self.dropped[reason] = self.dropped.get(reason, 0) + 1
@@ -81,6 +85,7 @@ class GroupBuffer:
     async def release(self, keys: Iterable[str]) -> None:
         """The engines hold the weights trained on these groups."""
         async with self._changed:
+            self._forget_unfilled(keys := list(keys))
             for key in keys:
                 del self._slots[key]
             self._changed.notify_all()
@@ -100,6 +105,10 @@ class GroupBuffer:
             chosen = self._choose()
             for group in chosen:
                 self._slots[group.key].taken = True
+            if 0 < len(chosen) < self._per_step:
+                self._unfilled.append(
+                    ({group.key for group in chosen}, self._per_step - len(chosen))
+                )
             self.trained += len(chosen)
             self._backfilled = 0
             self._changed.notify_all()
@@ -118,9 +127,12 @@ class GroupBuffer:
         } | {f"dropped_{reason}": float(count) for reason, count in self.dropped.items()}
 
     def _has_room(self) -> bool:
-        if len(self._slots) >= self.num_slots:
+        if len(self._slots) + sum(held for _, held in self._unfilled) >= self.num_slots:
             return False
         return self._backfilled <= self._max_backfill
+
+    def _forget_unfilled(self, keys: list[str]) -> None:
+        self._unfilled = [entry for entry in self._unfilled if entry[0].isdisjoint(keys)]
 
     def _can_cut(self) -> bool:
         open_slots = [s for s in self._slots.values() if not s.taken]

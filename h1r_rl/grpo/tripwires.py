@@ -62,19 +62,25 @@ class Tripwires:
 
     def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """`metrics` of the forward pass. Raises RunFailed when engine and learner disagree."""
-        fresh = metrics.get("logprob_gap")  # absent where no answer is wholly of this version
         stale = metrics.get("logprob_gap_stale")
         limit = self._limits.logprob_gap_stale_stop
-        if fresh is not None and not fresh <= self._gap_stop:
-            raise RunFailed(_disagreement(step, "the current weights", fresh, self._gap_stop))
+        # The first is absent where no answer is wholly of this version, as happens at staleness.
+        same = {"tokens sampled by the current weights": metrics.get("logprob_gap"),
+                "the probe's tokens": metrics.get("probe_gap")}  # fmt: skip
+        found = {what: value for what, value in same.items() if value is not None}
+        for what, value in found.items():
+            if not value <= self._gap_stop:
+                raise RunFailed(_disagreement(step, what, value, self._gap_stop))
         if stale is not None and not stale <= limit:
-            raise RunFailed(_disagreement(step, "earlier weights too", stale, limit))
-        if fresh is not None:
+            what = "tokens sampled by earlier weights too"
+            raise RunFailed(_disagreement(step, what, stale, limit))
+        if found:
+            worst = max(found, key=lambda what: found[what])
             self._set(
                 "logprob_gap",
-                fresh > self._gap_warn,
-                f"step {step}: engine and learner differ by {fresh:.2g} a token, expected at most "
-                f"{self._gap_warn:.2g} (the run stops at {self._gap_stop:.2g})",
+                found[worst] > self._gap_warn,
+                f"step {step}: engine and learner differ by {found[worst]:.2g} a token on {worst}, "
+                f"expected at most {self._gap_warn:.2g} (the run stops at {self._gap_stop:.2g})",
             )
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -134,10 +140,10 @@ class Tripwires:
         (self._ringing.add if ringing else self._ringing.discard)(name)
 
 
-def _disagreement(step: int, sampled_by: str, gap: float, limit: float) -> str:
+def _disagreement(step: int, tokens: str, gap: float, limit: float) -> str:
     return (
         f"step {step}: engine and learner disagree: mean |difference of log-probabilities| on "
-        f"tokens sampled by {sampled_by} is {gap:.3g}, limit {limit:.3g}. The engine does not hold "
+        f"{tokens} is {gap:.3g}, limit {limit:.3g}. The engine does not hold "
         "the learner's weights, or one side computes with a wrong multiplier, temperature or "
         "precision: docs/tripwires/logprob_gap.md says how to tell them apart and what to do"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -151,3 +152,25 @@ def test_seeds_of_requests_are_an_option():
     cases = [(s, k, i) for s in (0, 1) for k in ("p/0", "p/1", "q/0") for i in range(3)]
     assert len({seed(*case) for case in cases}) == len(cases)
     assert seed(0, "p/0", 1) == seed(0, "p/0", 1)
+
+
+@pytest.mark.parametrize("makes_tokens", [True, False])
+async def test_a_long_answer_is_waited_for_while_its_engine_makes_tokens(monkeypatch, makes_tokens):
+    pool = _pool(monkeypatch)
+    pool._config = CONFIG.model_copy(update={"request_timeout_s": 0.1})
+    tokens = itertools.count() if makes_tokens else itertools.repeat(7.0)
+
+    async def stats(method, names):
+        assert (method, names) == ("stats", ["rollout-0"])
+        return {"rollout-0": {"tokens": float(next(tokens))}}
+
+    async def stream():
+        await asyncio.sleep(0.4)
+        yield "part"
+
+    monkeypatch.setattr(pool, "_each", stats)
+    if makes_tokens:
+        assert await pool._next("rollout-0", stream(), "a sample") == "part"
+    else:
+        with pytest.raises(TimeoutError, match="no token for 0.05 s"):
+            await pool._next("rollout-0", stream(), "a sample")

@@ -114,10 +114,10 @@ class StubEngine:
 
     async def _commit(self, version: str) -> float:
         assert self.received, "a commit without a transfer"
-        await self._alive()
+        await self._alive(seconds=self.world.commit_s.get(self.name, 0.0))
         self.holds, self.received = version, False
         if self.name in self.world.reload_noise:
-            self.world.reload_noise[self.name] *= 2
+            self.world.reload_noise[self.name] += 0.002
         return 0.001
 
 
@@ -135,7 +135,10 @@ class StubLearner:
     async def forward_backward(self, plan: Any) -> dict[str, float]:
         self.world.plans.append(plan)
         await asyncio.sleep(self.world.learn_s)
-        return {"loss": 0.0, "logprob_gap": 0.0, "entropy": 1.0}
+        return {"loss": 0.0, "logprob_gap": self.world.logprob_gap, "entropy": 1.0}
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        return np.full(len(ids) - 1, self.world.probe_gap)
 
     async def optimizer_step(self) -> StepResult:
         assert not self.world.sending, "the tensors change while they are sent"
@@ -182,7 +185,7 @@ class StubRewards:
         flat = prompt.prompt_id in self.world.flat
         return [Verdict(0.0 if flat else float(i % 2)) for i in part.sample_indices]
 
-    async def scale(self, workers: int) -> None:
+    async def resize(self, workers: int) -> None:
         self.workers = workers
 
     def num_workers(self) -> int:
@@ -244,7 +247,8 @@ def stub_world(
         engines=engines, learners=[], plans=[], start_s=0.01, learn_s=0.005, send_s=0.002,
         sample_s=lambda prompt, index: 0.002, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
-        reload_noise={}, control=ControlFolder(folder), free={"CPU": 99.0}, account=account,
+        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, commit_s={}, free={"CPU": 99.0},
+        control=ControlFolder(folder), account=account,
     )  # fmt: skip
 
     def start_actor(name: str, *_: Any) -> tuple[Any, Any]:

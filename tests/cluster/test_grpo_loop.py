@@ -8,6 +8,7 @@ import pytest
 from cluster.grpo_loop import MAX_QUARANTINED, train_grpo
 from cluster.scale import Request
 from h1r_rl.errors import RolloutLost, RunFailed, WeightTransferError
+from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
 
 DEADLINE_S = 20.0
 
@@ -157,10 +158,46 @@ async def test_identical_weights_are_pushed_once_more_and_must_change_nothing(lo
     steps = await run_to_end(run)
     assert loop_world.num_sends == 6 + 1
     assert steps[-1].get("weights/identical_push_gap", 0.0) == 0.0
-    loop_world.reload_noise = {"rollout-1": 0.001}  # each reload moves it
+    loop_world.reload_noise = {"rollout-1": 0.0}  # each reload moves it
     run = await loop_world.build("rollout.actors=2", probe=True)
     error = await failure(run)
     assert "version 1 pushed twice" in str(error) and "rollout-1 by 0.00" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [("logprob_gap", "current weights"), ("probe_gap", "probe")]
+)
+async def test_a_run_whose_engine_and_learner_disagree_stops_before_the_update(
+    loop_world, where, what
+):
+    setattr(loop_world, where, 1.0)
+    run = await loop_world.build(probe=True)
+    error = await failure(run)
+    assert "step 0: engine and learner disagree" in str(error) and what in str(error)
+    assert loop_world.learners[0].version == 0 and loop_world.num_sends == 0
+
+
+async def test_the_guard_has_a_number_in_every_step(loop_world):
+    loop_world.probe_gap = 1e-6
+    run = await loop_world.build("grpo.max_staleness=2", probe=True)
+    for step in await run_to_end(run):
+        assert step["learner/probe_gap"] == pytest.approx(1e-6)
+
+
+async def test_an_engine_lost_while_a_peer_still_commits_is_no_error(loop_world):
+    run = await loop_world.build("rollout.actors=2", "rollout.max_replacements=0")
+    pool = run.rollouts
+    epoch = TransferEpoch(1, "gloo", "", 0, 3, {"rollout-0": 1, "rollout-1": 2}, 5.0)
+    await pool.join_epoch(epoch)
+    await pool.begin_receive(WeightManifest((ParameterSpec("w", (4,), "float32"),), 64))
+    loop_world.commit_s = {"rollout-1": 0.1}
+    commit = asyncio.create_task(pool.commit("1"))
+    await asyncio.sleep(0.05)
+    pool._engines.lose("rollout-0", RuntimeError("killed"))
+    assert await commit == 0.001
+    assert pool.newest() == "1" and pool.behind() == []
+    assert await pool._engines.serving() == ("rollout-1", pool._engines.members["rollout-1"])
+    await pool.close()
 
 
 async def test_one_to_three_and_back_with_every_prompt_accounted_for(loop_world):

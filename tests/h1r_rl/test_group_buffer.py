@@ -5,6 +5,7 @@ import itertools
 import random
 
 import numpy as np
+import pytest
 
 from h1r_rl.grpo.group_buffer import GroupBuffer, _Slot
 from h1r_rl.records import Group, Prompt
@@ -107,7 +108,40 @@ async def test_backfill_ends_and_the_step_trains_on_what_has_signal():
     blocked = asyncio.create_task(pool.admit("more/0", lambda: 0))
     chosen = await asyncio.wait_for(pool.take_step(0), 1)
     assert [g.key for g in chosen] == ["good/0"]
+    await asyncio.sleep(0.01)
+    assert not blocked.done()  # the slot that the step did not fill is free with its weights
+    await pool.release(["good/0"])
     await asyncio.wait_for(blocked, 1)  # the next step has its own allowance
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 4])
+@pytest.mark.parametrize(("backfill", "flat_share"), [(0, 0.3), (2, 0.9), (8, 0.95)])
+async def test_short_steps_neither_hang_nor_make_anything_stale(staleness, backfill, flat_share):
+    """Most groups are without signal, so that steps are cut short of prompts_per_step."""
+    pool = buffer(prompts_per_step=4, max_staleness=staleness, max_backfill=backfill)
+    rng = np.random.default_rng(0)
+    version, short = 0, 0
+
+    async def produce():
+        for n in itertools.count():
+            await pool.admit(f"g{n}/0", lambda: version)
+            await asyncio.sleep(0)
+            if rng.random() < flat_share:
+                await pool.drop([f"g{n}/0"], "no_signal")
+            else:
+                await pool.add(group(f"g{n}", pool.admitted_version(f"g{n}/0")))
+
+    producer = asyncio.create_task(produce())
+    for _ in range(60):
+        groups = await asyncio.wait_for(pool.take_step(version), 5)
+        assert all(g.admitted_version >= version - staleness for g in groups)
+        short += 0 < len(groups) < 4
+        await asyncio.sleep(0.001)  # others go on while the step is trained
+        if groups:
+            version += 1
+            await pool.release([g.key for g in groups])
+    producer.cancel()
+    assert short and pool.dropped["stale"] == 0
 
 
 async def test_what_a_fault_made_too_old_is_dropped_at_the_cut_and_holds_nobody_up():
