@@ -24,8 +24,10 @@ slow: demo
 
 ci: lint test demo slow
 
-# Long evidence, by hand: three seeds and the controls (most of an hour), then README's tables.
-proof: setup
+# Long evidence, by hand: real engines under faults and scaling, then three seeds and the controls
+# (most of an hour each), then README's tables.
+proof: demo
+	$(BIN)/python -m pytest -m "proof and not gpu"
 	$(BIN)/python tests/benchmarks/bench_main_job.py
 	$(BIN)/python tests/benchmarks/update_readme.py runs/tiny-cpu
 

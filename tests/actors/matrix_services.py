@@ -22,6 +22,7 @@ from h1r_rl.errors import WeightTransferError
 from h1r_rl.weight_manifest import TransferEpoch, WeightManifest, checksum
 
 LAYERS = 6
+COMMIT_S = 0.3  # a real engine pauses and loads
 BUCKET_BYTES = 10_000  # a layer's matrix is 16 KiB
 # Processes fork from a server that has torch already: a replacement is there at once.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -170,7 +171,9 @@ class PlainEngine:
 
     async def commit(self, version: str) -> float:
         assert self._transfer is not None
-        self._held, self._version = digest(self._transfer.take()), version
+        taken = self._transfer.take()
+        await asyncio.sleep(COMMIT_S)
+        self._held, self._version = digest(taken), version
         return 0.0
 
     async def close(self) -> None: ...

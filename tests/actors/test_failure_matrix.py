@@ -142,13 +142,35 @@ STOPPED = pytest.param(signal.SIGSTOP, id="stopped", marks=pytest.mark.slow)
 KILLED = pytest.param(signal.SIGKILL, id="killed")
 
 
-@pytest.mark.parametrize("when", ["before", "during", "after"])
+def in_call(w, method: str) -> asyncio.Event:
+    """Set once the engines have been called with it."""
+    ask, called = w.pool._engines.ask, asyncio.Event()
+
+    async def noted(name, *args, **settings):
+        answering = asyncio.create_task(ask(name, *args, **settings))
+        if name == method:
+            await asyncio.sleep(0.05)  # the call is with them
+            called.set()
+        return await answering
+
+    w.pool._engines.ask = noted
+    return called
+
+
+IN_CALLS = {"joining": "join_epoch", "committing": "commit"}
+
+
+@pytest.mark.parametrize("when", ["before", "joining", "during", "committing", "after"])
 @pytest.mark.parametrize("how", [KILLED, STOPPED])
 async def test_an_engine_is_lost_and_the_others_serve_the_new_version(world, when, how, caplog):
     w = await world()
+    ask = w.pool._engines.ask
     try:
         pid, lost_before = w.pids[w.victim], len(w.pool.lost())
-        if when != "during":  # after the last transfer, before the next one
+        called = in_call(w, IN_CALLS.get(when, ""))
+        if when == "joining":
+            w.sync.new_epoch()
+        if when in ("before", "after"):  # after the last transfer, before the next one
             os.kill(pid, how)
         if when == "after":
             await asyncio.sleep(0.5)  # long enough that the kill is noticed first
@@ -158,17 +180,22 @@ async def test_an_engine_is_lost_and_the_others_serve_the_new_version(world, whe
             if when == "during":
                 await asyncio.sleep(6 * BUCKET_S)
                 os.kill(pid, how)
+            if when in IN_CALLS:
+                await asyncio.wait_for(called.wait(), 60)
+                os.kill(pid, how)
             await outcome(w)
         assert time.monotonic() - started < BOUND_S
         await held(w, w.services.version, expected, set(w.pids) - {w.victim})
         assert len(w.pool.lost()) == lost_before + 1 and w.victim in w.pool.lost()
         told = [m for m in caplog.messages if m.startswith("version ")]  # both sides, and where
-        assert all("learner (rank 0)" in m and w.victim in m and ".weight" in m for m in told)
+        assert all("learner (rank 0)" in m and w.victim in m for m in told)
+        assert all(".weight" in m or "joining epoch" in m for m in told)
         assert told and (when != "during" or "learner (rank 0) could not send" in told[0])
         assert await _gone(pid), "the lost engine's process is still there"
         await all_three(w)  # nothing was published for the joiner
         await held(w, w.services.version, expected, set(w.pool.members()))
     finally:
+        w.pool._engines.ask = ask
         await close(w)
 
 

@@ -45,6 +45,15 @@ async def test_endings_carry_their_end_token(wire, rollout_pool, tiny_model_fold
         assert len(c.token_ids) == 64 or c.finish_reason == "stop"
 
 
+async def test_siblings_that_are_done_stream_back_before_the_longest(wire, rollout_pool):
+    asked = wire.prompt(10)
+    parts = [p async for p in rollout_pool.generate(asked, range(48), Sampling(1.5, 64))]
+    assert len(parts) > 1
+    assert sorted(i for part in parts for i in part.sample_indices) == list(range(48))
+    assert max(parts[0].lengths) < max(parts[-1].lengths) == 64
+    assert parts[0].seconds < parts[-1].seconds
+
+
 async def test_greedy_takes_the_most_likely_token(wire, rollout_pool):
     first, second = [
         (await wire.sample(rollout_pool, wire.prompt(3), 1, Sampling(0.0, 32)))[0] for _ in range(2)

@@ -32,8 +32,8 @@ def demo_section() -> str:
     result = json.loads(DEMO.read_text())
     stages = ", ".join(f"{name} {value:.1f}" for name, value in result["minutes"].items())
     return (
-        "Held-out accuracy in % (± standard error) of one run of the demo's recipe, on two CPU "
-        "cores that other work kept busy: "
+        "Held-out accuracy in % (± standard error) of one run of the demo, on two virtual CPU "
+        "cores: "
         f"{sum(result['minutes'].values()):.1f} minutes after set-up ({stages}):\n\n"
         f"{markdown_table(result)}\n\n"
         "![reward, accuracy, response length and entropy over the GRPO steps](docs/grpo.png)"
