@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from h1r_rl.broadcast import Communicator
 from h1r_rl.config.schema import (
@@ -197,6 +198,8 @@ async def test_life_of_a_learner(cluster, model_folder, tmp_path, zero_stage):
             # Three micro-batches a rank and then five, of uneven lengths, the last one empty.
             assert [len(rank) for rank in plan.ranks] == [[3, 3], [5, 5]][i]
             metrics = await learner.forward_backward(plan)
+            if i == 0:  # between them, as in the run loop: gradients stay what they are
+                await _scores_at_temperature_one(learner, model_folder)
             result = await learner.optimizer_step()
             assert result.version == i + 1 and not result.skipped
             assert metrics["loss"] == pytest.approx(losses[i], rel=1e-4, abs=1e-6)
@@ -211,6 +214,16 @@ async def test_life_of_a_learner(cluster, model_folder, tmp_path, zero_stage):
         await _continues_from_its_checkpoint(learner, held, tmp_path)
     finally:
         await learner.close()
+
+
+async def _scores_at_temperature_one(learner, folder) -> None:
+    ids = np.random.default_rng(0).integers(0, 256, 21, dtype=np.int32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    with torch.no_grad():
+        tokens = torch.from_numpy(ids).long()
+        logprobs = model(tokens[None], use_cache=False).logits[0].log_softmax(-1)
+    expected = logprobs[:-1].gather(1, tokens[1:, None]).squeeze(1)
+    np.testing.assert_allclose(await learner.score(ids), expected, atol=1e-5)
 
 
 async def _sends_what_it_holds(learner, held) -> None:
