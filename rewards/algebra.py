@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.commitment import approximations, evaluated, refuses, unnamed
+from rewards.congruence import congruences_agree
 from rewards.exact_answer import compare_exactly, decimal_places, normalise, rational
 from rewards.spelling import both_signs, open_words, respell
 from rewards.units import quantity, rescale, same_kind
@@ -40,6 +41,9 @@ def algebra_agrees(answer: str, truth: str) -> bool:
     if sides is not None:
         close = len(sides) < 2 or _is_rounding(sides[0], sides[1])
         return close and any(algebra_agrees(side, truth) for side in sides)
+    same_residues = congruences_agree(answer, truth)
+    if same_residues is not None:
+        return same_residues
     return not refuses(answer, truth) and _quantities_agree(answer, truth)
 
 

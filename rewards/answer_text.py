@@ -21,7 +21,7 @@ _JOINT = re.compile(
     r"|\\(?:text|mathrm|textrm)\s*\{[\s,;]*(?:and|or)?[\s,;]*\})*"
 )
 _ANCHOR = re.compile(
-    r"####|(?:final\s+answer|answer|result)(?:[ \t]*\**[ \t]*(?:is|:|=)|[ \t]+would[ \t]+be"
+    r"####|(?:final\s+answer|answer|result)(?:[ \t]*(?:\*+[ \t]*)?(?:is|:|=)|[ \t]+would[ \t]+be"
     r"|[ \t]*to[^.:\n]{0,80}?(?:is|:))[ \t]*:?\**",
     re.IGNORECASE,
 )

@@ -12,6 +12,7 @@ import re
 from rewards.answer_text import end_of_answer, final_answer
 from rewards.exact_answer import normalise
 
+_RUNS = re.compile(r"([\s*_$({\[])\1+")  # without runs, the patterns below take linear time
 _ONLY_LETTER = re.compile(
     r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)?\s*\(?([A-Ja-j])\)?(?P<rest>[.):].*)?",
     re.I | re.S,
@@ -43,7 +44,7 @@ _REJECTED = re.compile(
 
 def chosen_letter(text: str) -> str | None:
     """The letter the text commits to, or None where it names none or several."""
-    end = end_of_answer(text)
+    end = _RUNS.sub(r"\1", end_of_answer(text))
     answer = final_answer(text)
     if answer is not None:
         only = _ONLY_LETTER.fullmatch(normalise(answer).strip("*() "))

@@ -38,7 +38,8 @@ _OPERATIONS = {name: re.compile(rf"(?:{p})(?![a-zA-Z])" if name != "derivative" 
 _HEDGES = re.compile(
     r"\b(?:not|if|otherwise|else|unless|except|maybe|perhaps|possibly|probably|likely|wrong"
     r"|incorrect|unsure|could|might|but|alternatively|plus|minus|between|at (?:least|most)"
-    r"|(?:less|more|greater|fewer|larger|smaller|bigger) than)\b"
+    r"|(?:less|more|greater|fewer|larger|smaller|bigger) than"
+    r"|(?:or|and) (?:more|less|fewer|above|below|greater|higher|lower|nothing|none))\b"
 )
 _CASES = {"if", "otherwise", "else", "unless", "except"}
 _RANGE = re.compile(r"\bto\b[\s}$(]*[-+.\\]?\d")

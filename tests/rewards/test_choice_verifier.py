@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -156,3 +158,15 @@ def test_an_empty_text_equals_nothing():
 def test_fifty_megabytes_end_promptly():
     assert judge("B", "answer is " * 5_000_000 + "B").reason == "correct"
     assert judge("B", "(" * 50_000_000).reason == "no_answer"
+
+
+@pytest.mark.parametrize(
+    "filler", [" ", "*", "* ", "$", "\n", "(", " answer", "\\", "\\text{", "\\("]
+)
+def test_long_runs_after_the_word_answer_end_promptly(filler):
+    started = time.monotonic()
+    box = f"\\boxed{{{filler * 900}}}"
+    for text in ("answer" + filler * 3_900, "answer is $" + filler * 1_900, box):
+        assert judge("B", text).score == 0.0
+        assert judge("five", text).score == 0.0
+    assert time.monotonic() - started < 20
