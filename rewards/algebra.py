@@ -1,69 +1,125 @@
 r"""Equality that needs computer algebra: math-verify's comparison, corrected where it errs.
 
 Invariant: runs only in a killable process; nothing here has a time limit of its own. Corrections,
-each with pairs in the agreement table: a set is not a tuple; units convert or differ; "or" between
-inequalities is a union; i is the imaginary unit on both sides; a sum, product, integral or limit
-left standing is no answer to a question whose ground truth is free of them.
+each with pairs in the agreement table: what the parser would drop in silence is refused first
+(`commitment`); a set is not a tuple; units convert or differ; "or" between inequalities is a
+union; i is the imaginary unit on both sides; an inequality left unsolved is no solution set.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.exact_answer import compare_exactly
-from rewards.units import rescale, split_unit
+from rewards.commitment import approximations, evaluated, refuses, unnamed
+from rewards.congruence import congruences_agree
+from rewards.exact_answer import compare_exactly, decimal_places, normalise, rational
+from rewards.spelling import both_signs, open_words, respell
+from rewards.units import quantity, rescale, same_kind
 
-_UNEVALUATED = re.compile(r"\\(?:sum|prod|i*int|lim)(?![a-z])")
 _REWRITE = (
     (re.compile(r"\\varnothing|\\\{\s*\\\}"), r"\\emptyset"),
-    (re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-z])"), ""),
-    (re.compile(r"\\cfrac"), r"\\frac"),
+    (re.compile(r"^\s*[a-zA-Z]?\s*\\in(?![a-z])"), ""),
 )
-_OR = re.compile(r"\\(?:text|mathrm)\s*\{\s*or\s*\}|\\lor(?![a-z])|\bor\b")
-_INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt)(?![a-z])")
+_JOINED = re.compile(
+    r"\\(?:text|mathrm)\s*\{\s*(or|and)\s*\}|\b(or|and)\b", re.IGNORECASE
+)
+_INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 
 
 @lru_cache(maxsize=1024)  # a group's wrong answers are often the same
 def algebra_agrees(answer: str, truth: str) -> bool:
     """Is `answer` the value `truth`, however it is written?"""
-    if _UNEVALUATED.search(answer) and not _UNEVALUATED.search(truth):
-        return False
-    answer, unit = split_unit(answer)
-    truth, true_unit = split_unit(truth)
-    if unit and true_unit:
-        if unit.dimension != true_unit.dimension:
-            return False
-        answer = rescale(answer, unit, true_unit)
-    if unit or true_unit:
-        exactly = compare_exactly(answer, truth)
-        if exactly is not None:
-            return exactly
-    if {_delimiter(answer), _delimiter(truth)} == {"set", "tuple"}:
-        return False
-    return _parsed_agree(answer, truth)
+    answer, truth = evaluated(open_words(respell(answer))), open_words(respell(truth))
+    answer, truth = unnamed(answer, truth)
+    if "=" not in truth and ":" in truth:
+        answer = re.sub(r"\\text\s*\{\s*to\s*\}", ":", answer)
+    sides = approximations(answer, truth)
+    if sides is not None:
+        close = len(sides) < 2 or _is_rounding(sides[0], sides[1])
+        return close and any(algebra_agrees(side, truth) for side in sides)
+    same_residues = congruences_agree(answer, truth)
+    if same_residues is not None:
+        return same_residues
+    return not refuses(answer, truth) and _quantities_agree(answer, truth)
 
 
 def expressions(text: str) -> tuple[Any, ...]:
     """What the parser makes of an answer; empty where it finds no expression."""
+    text = both_signs(open_words(respell(text)))
     for pattern, replacement in _REWRITE:
         text = pattern.sub(replacement, text)
-    if _OR.search(text) and _INEQUALITY.search(text):
-        union = _union(_OR.split(text))
-        if union is not None:
-            return (union,)
+    words = {(a or b).lower() for a, b in _JOINED.findall(text)}
+    if words and _INEQUALITY.search(text):
+        joined = _joined(text, words)
+        if joined is not None:
+            return (joined,)
     return _parse(text)
+
+
+def _quantities_agree(answer: str, truth: str) -> bool:
+    found, expected = quantity(answer), quantity(truth)
+    if not same_kind(found, expected):
+        return False
+    value = found.value
+    if found.unit and expected.unit:
+        value = rescale(value, found.unit, expected.unit)
+    exactly = compare_exactly(value, expected.value)
+    if exactly is not None:
+        return exactly
+    if {_delimiter(value), _delimiter(expected.value)} == {"set", "tuple"}:
+        return False
+    return _parsed_agree(value, expected.value)
 
 
 def _parsed_agree(answer: str, truth: str) -> bool:
     from math_verify import verify
 
     gold, found = expressions(truth), expressions(answer)
-    return bool(gold and found) and verify(
-        list(gold), list(found), timeout_seconds=None, allow_set_relation_comp=True
-    )
+    if not gold or not found or (_is_unsolved(found[0]) and not _is_unsolved(gold[0])):
+        return False
+    for text, other in ((answer, gold), (truth, found)):
+        rounded = _rounding(text, other[0])
+        if rounded is not None:
+            return rounded
+    return verify(list(gold), list(found), timeout_seconds=None, allow_set_relation_comp=True)
+
+
+def _rounding(decimal: str, exact: Any) -> bool | None:
+    """Is `decimal`, a finite decimal, the number `exact` at its places? None if either is not."""
+    decimal = normalise(decimal)
+    places, value = decimal_places(decimal), rational(decimal)
+    if places is None or value is None:
+        return None
+    number = _number(exact)
+    if number is None:
+        return None
+    if abs(number - value) < Fraction(1, 10**40) * max(1, abs(value)):
+        return True
+    digits = str(abs(value * 10**places)).lstrip("0")
+    return len(digits) >= 6 and abs(number - value) < Fraction(1, 10**places)
+
+
+def _is_rounding(exact: str, decimal: str) -> bool:
+    r"""Does the second side of \approx lie within one unit of its last place of the first?"""
+    value, found = rational(normalise(decimal)), expressions(exact)
+    number = _number(found[0]) if found else None
+    if value is None or number is None:
+        return False
+    return abs(number - value) < Fraction(1, 10 ** (decimal_places(normalise(decimal)) or 0))
+
+
+def _number(expression: Any) -> Fraction | None:
+    """The value of a real number to 50 digits."""
+    import sympy
+
+    if not isinstance(expression, sympy.Expr) or not expression.is_number:
+        return None
+    value = expression.evalf(50)
+    return Fraction(str(value)) if value.is_Float or value.is_Rational else None
 
 
 @lru_cache(maxsize=256)  # a group's samples share their ground truth
@@ -87,18 +143,37 @@ def _with_imaginary_unit(expression: Any) -> Any:
     return expression.subs({letter: sympy.I for letter in letters}) if letters else expression
 
 
-def _union(pieces: list[str]) -> Any | None:
-    """The set of all x that satisfy one of the relations; None where they are not relations."""
+def _joined(text: str, words: set[str]) -> Any | None:
+    """The set of all x that satisfy the relations; None where they are not relations."""
     import sympy
 
+    if len(words) != 1:
+        return None
     sets = []
-    for piece in pieces:
+    for piece in _JOINED.sub("\0", text).split("\0"):
         found = _parse(piece.strip(" ,"))
         relation = found[0] if found else None
-        if not isinstance(relation, sympy.logic.boolalg.Boolean):
+        if not isinstance(relation, sympy.logic.boolalg.Boolean) or _is_unsolved(relation):
             return None
         sets.append(relation.as_set())
-    return sympy.Union(*sets)
+    return sympy.Union(*sets) if words == {"or"} else sympy.Intersection(*sets)
+
+
+def _is_unsolved(expression: Any) -> bool:
+    """An inequality that does not compare a bare symbol with something free of it."""
+    import sympy
+
+    if not isinstance(expression, sympy.logic.boolalg.Boolean):
+        return False
+    relations = expression.atoms(sympy.core.relational.Relational)
+    return any(not r.is_Equality and not _names_its_symbol(r) for r in relations)
+
+
+def _names_its_symbol(relation: Any) -> bool:
+    for side, other in ((relation.lhs, relation.rhs), (relation.rhs, relation.lhs)):
+        if side.is_Symbol and side not in other.free_symbols:
+            return True
+    return False
 
 
 def _delimiter(text: str) -> str:

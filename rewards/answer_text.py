@@ -3,7 +3,8 @@ r"""Where the final answer stands in a completion: string work in linear time, n
 Invariant: cost is linear in the text and independent of what it nests; at most MAX_ANSWER_CHARS
 are ever handed on. The *last* \boxed{} counts; several joined by commas, "and" or "or" are one
 answer with several elements, so naming two values is not naming one. Without a box, the last
-"answer is ..." line; in an unfinished thought a box is all that counts.
+"answer is ..." line. Where a thought is closed, what follows it is the answer: a box in the thought
+counts only if nothing follows. In an unfinished thought a box is all that counts.
 """
 
 from __future__ import annotations
@@ -15,21 +16,32 @@ MAX_BOXES = 64  # tried from the end, so that a text of a million open boxes cos
 TAIL_CHARS = 4_000  # an answer line further from the end is not final
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-_JOINT = re.compile(r"[\s$,]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s$,]*(?:\\quad)?\s*")
+_JOINT = re.compile(
+    r"(?:[\s$,;&()/*]|\\\\|\\[()\[\],;:! ]|\\q?quad(?![a-z])|\\l(?:or|and)(?![a-z])|\b(?:and|or)\b"
+    r"|\\(?:text|mathrm|textrm)\s*\{[\s,;]*(?:and|or)?[\s,;]*\})*"
+)
 _ANCHOR = re.compile(
-    r"####|(?:final\s+answer|answer|result)[ \t]*(?:is|:|=|to[^.:\n]{0,80}?(?:is|:))[ \t]*:?\**",
+    r"####|(?:final\s+answer|answer|result)(?:[ \t]*(?:\*+[ \t]*)?(?:is|:|=)|[ \t]+would[ \t]+be"
+    r"|[ \t]*to[^.:\n]{0,80}?(?:is|:))[ \t]*:?\**",
     re.IGNORECASE,
 )
+_DENIED = re.compile(r"(?:\b(?:not|wrong|incorrect|false|bad)(?:[ \t]+the)?|\bno)[ \t*]*$", re.I)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_MATH = re.compile(
+    r"\$\$?([^$]{1,2000}?)\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
+)
 _BARE_LINE = re.compile(r"(?:\$[^$]{1,200}\$|\\\([^\n]{1,200}\\\)|[-+]?[\d.,/%]{1,40})\.?")
 
 
 def final_answer(text: str) -> str | None:
     """The answer as written, or None when the text gives none."""
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed
-    return _answer_line(end_of_answer(text))
+    opened, closed = text.rfind("<think>"), text.rfind("</think>")
+    if closed < 0 or opened > closed:  # without a thought, or in an unfinished one
+        return last_boxed(text) or _answer_line(end_of_answer(text))
+    stated = text[closed + len("</think>") :]
+    if not stated.strip():
+        return last_boxed(text[:closed])
+    return last_boxed(stated) or _answer_line(end_of_answer(text))
 
 
 def end_of_answer(text: str) -> str:
@@ -53,8 +65,12 @@ def last_boxed(text: str) -> str | None:
         if content is None:
             continue
         if start_after is not None:
-            if close > start_after or not _JOINT.fullmatch(text[close:start_after][:80]):
+            gap = text[close:start_after][:80]
+            if close > start_after or not _JOINT.fullmatch(gap):
                 break
+            if content == found[-1] and not gap.strip(" \n$"):
+                start_after = start  # said twice, not two values
+                continue
         found.append(content)
         start_after = start
         if "\\boxed" not in text[max(0, start - MAX_ANSWER_CHARS) : start]:
@@ -85,14 +101,39 @@ def _box_content(text: str, start: int) -> tuple[str | None, int]:
 
 def _answer_line(tail: str) -> str | None:
     for anchor in reversed(list(_ANCHOR.finditer(tail))):
-        line = tail[anchor.end() :].split("\n", 1)[0]
-        answer = _tidy(_SENTENCE_END.split(line.strip(), maxsplit=1)[0])
+        if _DENIED.search(tail[max(0, anchor.start() - 40) : anchor.start()]):
+            continue
+        rest = tail[anchor.end() :].lstrip(" \t*")
+        below = _MATH.match(rest.lstrip()) if rest.startswith(("\n", "$$\n", "\\[\n")) else None
+        if below is not None:
+            return _inside(below)
+        line = rest.split("\n", 1)[0].strip()
+        values = _joined_math(line)
+        answer = _tidy(values or _SENTENCE_END.split(line, maxsplit=1)[0])
         if answer:
             return answer
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     if lines and _BARE_LINE.fullmatch(lines[-1].strip("* ")):
         return _tidy(lines[-1])
     return None
+
+
+def _joined_math(line: str) -> str | None:
+    """What stands in $...$ at the start of a line, together with the $...$ that it is joined to;
+    `$3$ and $4$` is one answer with two elements."""
+    values, end = [], 0
+    for match in _MATH.finditer(line):
+        gap = line[end : match.start()]
+        hedged = values and re.match(r"\s*,?\s*(?:and|or)\b", gap)
+        if not (_JOINT.fullmatch(gap) if values else not gap) and not hedged:
+            break
+        values.append(_inside(match))
+        end = match.end()
+    return ", ".join(value for value in values if value) if len(values) > 1 else None
+
+
+def _inside(match: re.Match[str]) -> str | None:
+    return next(group for group in match.groups() if group is not None).strip(" .\n") or None
 
 
 def _tidy(answer: str) -> str | None:

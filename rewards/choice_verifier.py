@@ -12,19 +12,16 @@ import unicodedata
 
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.records import Prompt, Verdict
-from rewards.answer_text import MAX_ANSWER_CHARS, end_of_answer, final_answer
+from rewards.answer_text import MAX_ANSWER_CHARS, final_answer
+from rewards.chosen_letter import chosen_letter
 from rewards.exact_answer import compare_exactly, normalise
 from rewards.math_verifier import ground_truths
 from rewards.verdicts import CORRECT, wrong
 
 _LETTER_TRUTH = re.compile(r"\(?([A-Ja-j])\)?\.?")
-_ONLY_LETTER = re.compile(r"(?:option|choice|answer)?\s*\(?([A-Ja-j])\)?(?:[.):].*)?", re.I | re.S)
-_SAID_LETTER = re.compile(
-    r"(?i:answer|option|choice)[*]*\s*(?i:is)?\s*[:=]?[*]*\s*(?i:option|choice)?\s*[*$({\[]*"
-    r"([A-J])(?![A-Za-z])"
-)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = re.compile(r"[^\w\s.%/+-]|\.(?!\d)")
+_ABOUT = re.compile(r"^~(?=[\d.])")  # elsewhere TeX's blank
+_KEPT = frozenset("%/-*!#@")  # punctuation by category, operators by use
 
 
 def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
@@ -53,24 +50,23 @@ def check_ground_truth(ground_truth: str) -> str | None:
     return None if letters or all(plain(form) for form in forms) else "empty"
 
 
-def chosen_letter(text: str) -> str | None:
-    """The letter in the last box or the last "answer is X"; None where several are named."""
-    answer = final_answer(text)
-    if answer is not None:
-        only = _ONLY_LETTER.fullmatch(normalise(answer).strip("*() "))
-        if only is not None:
-            return only.group(1).upper()
-    end = end_of_answer(text)
-    said = _SAID_LETTER.findall(end) if "\\boxed" not in end else []
-    return said[-1] if said else None
-
-
 def same_short_answer(answer: str, truth: str) -> bool:
     """Equal as numbers or, without case, articles and punctuation, as words."""
-    return plain(answer) == plain(truth) or compare_exactly(answer, truth) is True
+    answer, truth = (_ABOUT.sub(r"\\sim ", text.strip(" *")) for text in (answer, truth))
+    said = plain(answer)
+    return (said == plain(truth) and said != "") or compare_exactly(answer, truth) is True
 
 
 def plain(text: str) -> str:
-    """Lower case, compatibility forms unified, no articles, punctuation or runs of space."""
+    """Lower case, compatibility forms unified, no articles, punctuation or runs of space; every
+    operator stays, since x<5 is not x>5."""
     text = unicodedata.normalize("NFKC", normalise(text)).casefold()
-    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text)).split())
+    text = re.sub(r"[{}_]|(?<=[a-z]{2})!+$", "", text.strip())
+    kept = (c if _is_kept(c, text[i + 1 : i + 2]) else " " for i, c in enumerate(text))
+    return " ".join(_ARTICLES.sub(" ", "".join(kept)).split())
+
+
+def _is_kept(character: str, following: str) -> bool:
+    if character == ".":
+        return following.isdigit()
+    return character in _KEPT or not unicodedata.category(character).startswith(("P", "C"))

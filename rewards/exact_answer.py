@@ -9,24 +9,28 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.spelling import respell
+
 MAX_NUMBER_CHARS = 60
+MIN_ROUNDED_DIGITS = 6  # fewer significant digits are an approximation, not another spelling
 
 _DELETE = re.compile(
     r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:> ]|\\q?quad|\\displaystyle|\\limits|[$~\u00a0]"
 )
 _REWRITE = (
-    (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|operatorname)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\(?:le|leqslant)(?![a-z])"), r"\\leq"),
     (re.compile(r"\\(?:ge|geqslant)(?![a-z])"), r"\\geq"),
-    (re.compile(r"[\u2212\u2013]"), "-"),
     (re.compile(r"\s+"), " "),
     (re.compile(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) "), ""),
 )
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}| )\d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)")
 _RATIO = re.compile(r"([+-]?\d+)/(\d+)")
 _FRAC = re.compile(r"([+-]?)\\frac\{([+-]?\d+)\}\{(\d+)\}")
+_MIXED = re.compile(r"([+-]?)(\d+)(?: (\d+)/(\d+)| ?\\frac\{(\d+)\}\{(\d+)\})")
+_RECURRING = re.compile(r"([+-]?)(\d*)\.(\d*?)(\d+?)\4{2,}(?:\\[lc]?dots|\.\.\.)")
+_SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*) ?10\^\{?([+-]?\d{1,2})\}?")
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _PERCENT = re.compile(r"(.+?) ?(?:\\?%|percent|pct)")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
@@ -43,23 +47,25 @@ def compare_exactly(answer: str, truth: str) -> bool | None:
     digits, base = _in_base(answer)
     true_digits, true_base = _in_base(truth)
     if base or true_base:
-        return digits == true_digits and (base == true_base or not (base and true_base))
+        return digits == true_digits and base in ("", true_base)
     values, percent = _values(answer)
     true_values, true_percent = _values(truth)
     if not values or not true_values:
         return None
     if percent == true_percent:
         values, true_values = values[:1], true_values[:1]
-    exact = "." not in answer + truth
-    return any(numbers_agree(left, right, exact) for left in values for right in true_values)
+    elif abs(values[0]) <= 1 or abs(true_values[0]) <= 1:  # 0.5 is 50%, never 0.5%
+        values, true_values = values[-1:], true_values[-1:]
+    places = (decimal_places(answer), decimal_places(truth))
+    return any(numbers_agree(left, right, places) for left in values for right in true_values)
 
 
 def normalise(text: str) -> str:
     """One spelling for what LaTeX spells in several ways without changing the value."""
-    text = _DELETE.sub("", text.strip())
+    text = _DELETE.sub("", respell(text))
     for pattern, replacement in _REWRITE:
         text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".")
+    text = re.sub(r"(?<!\.)\.$", "", text.strip())
     return text.lower() if _WORDS.fullmatch(text) else text
 
 
@@ -68,11 +74,17 @@ def rational(text: str) -> Fraction | None:
     if len(text) > MAX_NUMBER_CHARS:
         return None
     if _THOUSANDS.fullmatch(text):
-        text = text.replace("{,}", "").replace(",", "")
+        text = text.replace("{,}", "").replace(",", "").replace(" ", "")
     if _DECIMAL.fullmatch(text):
         return Fraction(text)
     if (repeating := _REPEATING.fullmatch(text)) is not None:
         return _repeating(*repeating.groups())
+    if (recurring := _RECURRING.fullmatch(text)) is not None:
+        return _repeating(*recurring.groups())
+    if (power := _SCIENTIFIC.fullmatch(text)) is not None:
+        return Fraction(power[1]) * Fraction(10) ** int(power[2])
+    if (mixed := _MIXED.fullmatch(text)) is not None:
+        return _mixed(*(group for group in mixed.groups() if group is not None))
     if (ratio := _RATIO.fullmatch(text)) is not None:
         sign, above, below = "", *ratio.groups()
     elif (frac := _FRAC.fullmatch(text)) is not None:
@@ -88,6 +100,18 @@ def rational(text: str) -> Fraction | None:
 def _are_names(text: str) -> bool:
     """One letter, or words too long to be a product of variables."""
     return (len(text) == 1 and text.isalpha()) or (len(text) > 3 and bool(_WORDS.fullmatch(text)))
+
+
+def is_number(text: str) -> bool:
+    """A plain rational number or percentage."""
+    return bool(_values(normalise(text))[0])
+
+
+def _mixed(sign: str, whole: str, above: str, below: str) -> Fraction | None:
+    if int(below) == 0:
+        return None
+    value = int(whole) + Fraction(int(above), int(below))
+    return -value if sign == "-" else value
 
 
 def _repeating(sign: str, whole: str, fixed: str, period: str) -> Fraction:
@@ -111,10 +135,39 @@ def _in_base(text: str) -> tuple[str, str]:
     return match.groups() if match else (text, "")
 
 
-def numbers_agree(left: Fraction, right: Fraction, exact: bool) -> bool:
-    """Equal; a decimal may also be the other's value rounded to six places (1/3 and 0.333333)."""
+def decimal_places(text: str) -> int | None:
+    """How many places a finite decimal is written with; None for every other form."""
+    percent = _PERCENT.fullmatch(text)
+    number = (percent.group(1) if percent else text).replace(",", "")
+    if _DECIMAL.fullmatch(number) is None or "." not in number:
+        return None
+    return len(number.partition(".")[2]) + 2 * bool(percent)
+
+
+def numbers_agree(
+    left: Fraction, right: Fraction, places: tuple[int | None, int | None] = (None, None)
+) -> bool:
+    """Equal; or one is the other, which is no finite decimal, rounded to the places it is written
+    with, six significant digits at least (1/3 and 0.333333)."""
     if left == right:
         return True
-    if exact or round(left, 6) != round(right, 6):
+    (decimal, exact), digits = ((left, right), places[0])
+    if digits is None:
+        (decimal, exact), digits = ((right, left), places[1])
+    if digits is None or None not in places or is_finite_decimal(exact):
         return False
-    return abs(left - right) <= Fraction(1, 1000) * max(abs(left), abs(right))
+    return is_rounded(decimal, exact, digits)
+
+
+def is_finite_decimal(value: Fraction) -> bool:
+    below = value.denominator
+    for prime in (2, 5):
+        while below % prime == 0:
+            below //= prime
+    return below == 1
+
+
+def is_rounded(decimal: Fraction, exact: Fraction, places: int) -> bool:
+    """`decimal` is `exact` at `places` places, at least six of its digits significant."""
+    significant = len(str(abs(decimal.numerator) * 10**places // decimal.denominator))
+    return significant >= MIN_ROUNDED_DIGITS and round(exact, places) == decimal

@@ -14,7 +14,8 @@ from h1r_rl.config.schema import RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.algebra import algebra_agrees, expressions
 from rewards.answer_text import MAX_ANSWER_CHARS, final_answer
-from rewards.exact_answer import compare_exactly, normalise, rational
+from rewards.exact_answer import compare_exactly, is_number, normalise
+from rewards.units import quantity
 from rewards.verdicts import CORRECT, wrong
 
 
@@ -42,11 +43,11 @@ def quick(prompt: Prompt, text: str, options: RewardConfig) -> Verdict | None:
 
 
 def ground_truths(ground_truth: str) -> list[str]:
-    """The correct forms: a JSON array of strings, or the text itself."""
-    if ground_truth.lstrip().startswith('["'):
-        try:
-            forms = json.loads(ground_truth)
-        except ValueError:
+    """The correct forms: a JSON array of strings (and numbers), or the text itself."""
+    if ground_truth.lstrip().startswith("[") and '"' in ground_truth:
+        try:  # numbers as they are written, so that 0.50 stays 0.50
+            forms = json.loads(ground_truth, parse_int=str, parse_float=str, parse_constant=str)
+        except (ValueError, RecursionError):
             return [ground_truth]
         if forms and all(isinstance(form, str) for form in forms):
             return forms
@@ -54,8 +55,8 @@ def ground_truths(ground_truth: str) -> list[str]:
 
 
 def plainly_valid(ground_truth: str) -> bool:
-    """True where a ground truth is a plain rational number; no other check is needed then."""
-    return all(rational(normalise(form)) is not None for form in ground_truths(ground_truth))
+    """True where a ground truth is a plain number or percentage; no other check is needed."""
+    return all(is_number(form) for form in ground_truths(ground_truth))
 
 
 def check_ground_truth(ground_truth: str) -> str | None:
@@ -65,9 +66,13 @@ def check_ground_truth(ground_truth: str) -> str | None:
             return "empty"
         if len(form) > MAX_ANSWER_CHARS:
             return "too_long"
-        if rational(normalise(form)) is None and not expressions(form):
+        if not is_number(form) and not _is_readable(form):
             return "unparsable"
     return None
+
+
+def _is_readable(form: str) -> bool:
+    return bool(expressions(form) or expressions(quantity(form).value))
 
 
 def warm() -> None:

@@ -1,7 +1,9 @@
 r"""A number and the unit behind it, so that 5 cm is not 5 m, and 2 m is 200 cm.
 
-Invariant: only units that the table knows are split off, and a single letter counts only inside
-\text{} or \mathrm{} (elsewhere `5m` is five times m). Everything else is left as it stands.
+Invariant: only a trailing \text{} (or \mathrm{}), a degree sign, a currency before the number, or
+a word that cannot be a product of variables (`5 hours`, but not `5m`) is split off. Scale words
+(million, dozen) belong to the number. A unit missing on one side is no difference; a known unit
+against another word is.
 """
 
 from __future__ import annotations
@@ -11,71 +13,87 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.exact_answer import normalise, rational
+from rewards.unit_table import SCALES, Unit, look_up, parse_unit
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    dimension: tuple[str, int]  # ("length", 2) is an area
-    factor: Fraction  # in base units of that dimension
+class Quantity:
+    """Example: `1.5\\text{ million dollars}` is Quantity("1500000", dollar, "")."""
+
+    value: str
+    unit: Unit | None = None
+    words: str = ""  # what stood behind the number and is no unit we know: "apples"
 
 
-_NAMES = {
-    "length": {
-        "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100",
-        "m meter metre": "1", "km kilometer kilometre": "1000", "in inch inches": "0.0254",
-        "ft foot feet": "0.3048", "yd yard": "0.9144", "mi mile": "1609.344",
-    },
-    "mass": {"mg milligram": "1/1000", "g gram": "1", "kg kilogram": "1000"},
-    "time": {
-        "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400",
-        "week": "604800",
-    },
-    "volume": {"ml milliliter millilitre": "1/1000", "l liter litre": "1"},
-    "speed": {"m/s": "1", "km/h kmh kph": "5/18", "mph": "0.44704"},
-    "money": {"dollar usd": "1", "cent": "1/100"},
-    "angle": {"degree deg": "1"},
-    "radians": {"radian rad": "1"},  # degrees by way of pi: told apart, not converted
-}
-_TABLE = {
-    name: (dimension, Fraction(factor))
-    for dimension, units in _NAMES.items()
-    for names, factor in units.items()
-    for name in names.split()
-}
-_POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3}
-_WRAPPED = re.compile(
-    r"(?:\\[,; ]|\s|~)*\\(?:text|mathrm|textrm|mbox)\s*\{(?P<unit>[^{}]{1,40})\}"
-    r"(?:\^\{?(?P<power>[23])\}?)?\.?"
+_TEXT = r"\\(?:text|mathrm|textrm|textbf|textit|mathbf|mbox|operatorname)\s*"
+_GROUP = _TEXT + r"\{(?:[^{}]|\{[^{}]{0,9}\}){0,80}\}"
+_POWER = r"\^(?:\{-?\d\}|\d)"
+_DEGREE = r"(?:\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-z])|\u00b0)"
+_GLUE = r"\\(?:cdot|times)(?![a-z])|\\[,;:! ]|[\s~/*.\u00b7]"
+_TAIL = re.compile(rf"(?:{_GLUE}|\\mu(?![a-z])|\\Omega(?![a-z])|{_GROUP}|{_POWER})+")
+_TAIL_START = re.compile(rf"(?:(?:{_GLUE})*\\(?:mu|Omega)(?![a-z])|(?:{_GLUE})*{_GROUP})")
+_FRACTION_TAIL = re.compile(rf"(?:\\[,;:! ]|[\s~])*\\frac\s*\{{({_GROUP})\}}\{{({_GROUP})\}}")
+_PLAIN_TAIL = re.compile(
+    r"(?:\\[,; ]|\s|~)*(?P<words>[A-Za-z][A-Za-z/ ]{1,40}(?:\^\{?[23]\}?)?)\.?"
 )
-_PLAIN = re.compile(
-    r"(?:\\[,; ]|\s|~)*(?P<unit>[A-Za-z][A-Za-z/ ]{1,40})(?:\^\{?(?P<power>[23])\}?)?\.?"
+_DEGREE_TAIL = re.compile(rf"\s*{_DEGREE}\s*(?:\\[,; ]\s*)?(?P<scale>{_GROUP}|[CF])?\.?")
+_NUMBER = re.compile(r"(?:[-+\d.,/{}\s]|\\[dt]?frac|\\[,!])+")
+_CURRENCY = re.compile(
+    r"\s*(\\?\$|\\(?:euro|pounds|EUR)(?![a-z])|[\u20ac\u00a3\u00a5\u20b9])\s*(?=[\d.])"
 )
-_DEGREE = re.compile(r"\s*(?:\^\{?\\circ\}?|°)")
-_MONEY = re.compile(r"\\?\$\s*(?=[\d.])")
+_CURRENCIES = {"\\pounds": "\u00a3", "\\euro": "eur", "\\EUR": "eur", "$": "usd", "\\$": "usd"}
+_NEUTRAL = re.compile(r"(?:(?:square|sq|cubic)\s+)?units?(?:\s*\^\d)?", re.IGNORECASE)
+_UNWRAP = re.compile(_TEXT + r"\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
-def split_unit(text: str) -> tuple[str, Unit | None]:
-    """("5", centimetre) of "5 \\text{ cm}"; (text, None) where there is no unit we know."""
+def quantity(text: str) -> Quantity:
+    """The parts of an answer; `Quantity(text)` where there is nothing but a value."""
     text = text.strip()
-    money = _MONEY.match(text)
+    money = _CURRENCY.match(text)
     if money and "$" not in text[money.end() :]:
-        return text[money.end() :], Unit(("money", 1), Fraction(1))
-    number = re.match(r"(?:[-+\d.,/{}\s]|\\[dt]?frac|\\[,!])+", text)
+        rest = quantity(text[money.end() :])
+        symbol = money.group(1)
+        unit = look_up(_CURRENCIES.get(symbol, symbol))
+        if unit is not None and rest.unit is not None and rest.unit.dimension != unit.dimension:
+            unit = unit.times(rest.unit)
+        return Quantity(rest.value, unit)
+    number = _NUMBER.match(text)
     split = number.end() if number else 0
-    if split and _DEGREE.fullmatch(text, split):
-        return text[:split], Unit(("angle", 1), Fraction(1))
-    for pattern in (_WRAPPED, _PLAIN):
-        start = _wrapped_start(text) if pattern is _WRAPPED else split
-        match = pattern.fullmatch(text, start) if start else None
-        unit = _look_up(match.group("unit"), match.group("power")) if match else None
-        if unit is not None:
-            return text[:start].strip(), unit
-    return text, None
+    if split and (degree := _DEGREE_TAIL.fullmatch(text, split)) is not None:
+        return Quantity(text[:split], parse_unit(f"degree {_words(degree.group('scale') or '')}"))
+    if split and (fraction := _FRACTION_TAIL.fullmatch(text, split)) is not None:
+        return _quantity(text[:split], f"{_words(fraction[1])}/{_words(fraction[2])}")
+    start = _tail_start(text)
+    if start:
+        return _quantity(text[:start], _words(text[start:]))
+    if split and (match := _PLAIN_TAIL.fullmatch(text, split)) is not None:
+        found = _quantity(text[:split], _words(match.group("words")), plain=True)
+        return Quantity(text) if found.words else found
+    return Quantity(text)
+
+
+def same_kind(answer: Quantity, truth: Quantity) -> bool:
+    """Could the two be equal, as far as what stands behind the numbers goes?"""
+    if answer.unit and truth.unit:
+        return answer.unit.dimension == truth.unit.dimension
+    if (answer.unit and truth.words) or (truth.unit and answer.words):
+        return False
+    percent = [bool(re.search(r"%\s*$", side.value)) for side in (answer, truth)]
+    return percent[0] == percent[1] or not any(
+        side.unit or side.words
+        for side, is_percent in zip((answer, truth), percent, strict=True)
+        if not is_percent
+    ) and not any(
+        side.unit for side, is_percent in zip((answer, truth), percent, strict=True) if is_percent
+    )
 
 
 def rescale(value: str, unit: Unit, target: Unit) -> str:
     """`value`, given in `unit`, as an expression in `target`."""
-    factor = unit.factor / target.factor
+    return _scaled(value, unit.factor / target.factor)
+
+
+def _scaled(value: str, factor: Fraction) -> str:
     if factor == 1:
         return value
     number = rational(normalise(value))
@@ -84,24 +102,37 @@ def rescale(value: str, unit: Unit, target: Unit) -> str:
     return f"\\frac{{{factor.numerator}}}{{{factor.denominator}}}({value})"
 
 
-def _wrapped_start(text: str) -> int:
-    """Where a trailing \\text{...} begins, blanks before it included."""
-    start = max(text.rfind(command) for command in ("\\text{", "\\mathrm{", "\\textrm{", "\\mbox{",
-                                                    "\\text {", "\\mathrm {"))
-    while start > 0 and text[start - 1] in " ~,;\\" and text[start - 2 : start] != "\\\\":
-        start -= 1
-    return max(start, 0)
+def _quantity(value: str, words: str, plain: bool = False) -> Quantity:
+    names = words.split()
+    scale = Fraction(1)
+    while names and names[0].lower().removesuffix("s") in SCALES:
+        scale *= SCALES[names.pop(0).lower().removesuffix("s")]
+    if names == ["k"] and not plain:
+        scale, names = scale * 1000, []
+    value, words = _scaled(value.strip(), scale), " ".join(names)
+    if not words or _NEUTRAL.fullmatch(words):
+        return Quantity(value)
+    unit = parse_unit(words, plain)
+    if unit is None and len(names) > 1 and not plain:  # "cm long", "consecutive days"
+        known = [look_up(name) for name in (names[0], names[-1]) if len(name) > 2 or name == "cm"]
+        unit = next((found for found in known if found is not None), None)
+    return Quantity(value, unit) if unit is not None else Quantity(value, None, words)
 
 
-def _look_up(words: str, power: str | None) -> Unit | None:
-    *before, name = words.lower().replace(".", "").split() or [""]
-    exponent = int(power or 1)
-    for word in before:
-        if word not in _POWER_WORDS:
-            return None
-        exponent *= _POWER_WORDS[word]
-    found = _TABLE.get(name) or _TABLE.get(name.removesuffix("s"))
-    if found is None:
-        return None
-    dimension, factor = found
-    return Unit((dimension, exponent), factor**exponent)
+def _tail_start(text: str) -> int:
+    """Where a trailing run of \\text{...} begins, blanks before it included; 0 without one."""
+    for match in _TAIL_START.finditer(text, max(0, len(text) - 300)):
+        if match.start() and _TAIL.fullmatch(text, match.start()):
+            return match.start()
+    return 0
+
+
+def _words(tail: str) -> str:
+    """`\\,\\text{ kg}\\cdot\\text{m/s}^2` as "kg*m/s^2"."""
+    tail = re.sub(r"\\(?:cdot|times)(?![a-z])|\u00b7", "*", tail)
+    tail = tail.replace("\\mu", "u").replace("\\Omega", "ohm").replace("\u00b5", "u")
+    tail = re.sub(r"\\[,;:! ]|~", " ", _UNWRAP.sub(r"\1", tail))
+    tail = re.sub(r"\^\{(-?\d)\}", r"^\1", tail).replace("\u03bc", "u").replace("\u03a9", "ohm")
+    tail = re.sub(r"\s*([*/^])\s*", r"\1", tail)
+    tail = re.sub(r"[.,;:!]", "", tail)
+    return " ".join(tail.strip(" ()*").split())
