@@ -25,7 +25,14 @@ from h1r_rl.config.schema import CodeConfig, HttpSandboxConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.code_compare import same_output, same_value
 from rewards.code_ground_truth import BadGroundTruth, CodeProblem, parse, reach_the_function
-from rewards.code_text import MAX_CODE_CHARS, answer_part, completed, last_block, prompt_code
+from rewards.code_text import (
+    MAX_CODE_CHARS,
+    answer_part,
+    block_or_body,
+    completed,
+    last_block,
+    prompt_code,
+)
 from rewards.sandbox.codec import CodecError
 from rewards.sandbox.executor import Executor, JailExecutor
 from rewards.sandbox.http_executor import HttpExecutor
@@ -109,10 +116,9 @@ def _code(problem: CodeProblem, text: str) -> str | None:
     answer = answer_part(text)
     if answer is None:
         return None
-    block = last_block(answer)
-    if block is None and problem.kind == "check" and "```" not in answer:
-        return answer if answer.strip() else None  # HumanEval: the bare body of the function
-    return block
+    if problem.kind == "check":
+        return block_or_body(answer, problem.entry_point)
+    return last_block(answer)
 
 
 def _run_tests(
