@@ -36,6 +36,10 @@ _STATEMENT = re.compile(  # an unindented line that goes on with a program, not 
     r"|(?:else|try|finally|except)[ \t]*:"
 )
 _QUOTES = re.compile(r"\"\"\"|'''")
+_IMPORT = re.compile(
+    r"^(?:import[ \t]+\w[^\n(]*|from[ \t]+[\w.]+[ \t]+import[ \t]+(?:\([^()]*\)|[^\n(]+))", re.M
+)
+MAX_IMPORTS = 64
 
 
 def answer_part(text: str) -> str | None:
@@ -137,6 +141,13 @@ def prompt_code(question: str, entry_point: str) -> str:
     start = code.start() if code else 0
     is_code = all(_NO_PROSE.match(line) for line in question[:start].splitlines())
     return question if is_code else question[start:]
+
+
+def prompt_imports(question: str) -> tuple[str, ...]:
+    """Import statements at the margin of a prompt's blocks or, where it has none, of its text."""
+    source = "\n".join(block for _, block in _blocks(question)) or question
+    found = dict.fromkeys(match.group().rstrip() for match in _IMPORT.finditer(source))
+    return tuple(found)[:MAX_IMPORTS]
 
 
 def _defines(entry_point: str) -> re.Pattern[str]:

@@ -32,10 +32,11 @@ from rewards.code_text import (
     completed,
     last_block,
     prompt_code,
+    prompt_imports,
 )
 from rewards.sandbox.codec import CodecError
 from rewards.sandbox.executor import Executor, JailExecutor
-from rewards.sandbox.http_executor import HttpExecutor
+from rewards.sandbox.http_executor import NEEDS_NAMESPACES, HttpExecutor
 from rewards.sandbox.jobs import SandboxLost
 from rewards.sandbox.limits import Limits
 
@@ -65,12 +66,14 @@ def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
     return _verdict(options.code, reasons, failures[0] if failures else PASSED)
 
 
-def check_ground_truth(ground_truth: str) -> str | None:
-    """Why a problem cannot be judged, or None."""
+def check_ground_truth(ground_truth: str, options: RewardConfig | None = None) -> str | None:
+    """Why a problem cannot be judged, or not where `options` have programs run; or None."""
     try:
         problem = parse(ground_truth)
     except BadGroundTruth as error:
         return str(error)
+    if problem.kind == "check" and options and isinstance(options.sandbox, HttpSandboxConfig):
+        return NEEDS_NAMESPACES
     return None if reach_the_function(problem) else TOO_LARGE
 
 
@@ -127,15 +130,16 @@ def _run_tests(
     """A reason for each test, up to the first failure where all must pass."""
     end = time.monotonic() + options.total_s
     limits = limits_of(options)
+    imports = prompt_imports(prompt.question)
     for given, expected in _subset(problem.tests, prompt.key, options.max_tests):
         if time.monotonic() > end:
             reason = "timeout"
         elif problem.kind == "script":
-            outcome = executor.script(code, given.encode(), limits)
+            outcome = executor.script(code, given.encode(), limits, imports)
             right = same_output(outcome.stdout, expected, problem.tolerance)
             reason = _reason(outcome.state, right)
         else:
-            outcome = executor.call(code, problem.entry_point, given, limits)
+            outcome = executor.call(code, problem.entry_point, given, limits, imports)
             reason = _reason(outcome.state, same_value(outcome.value, expected, problem.tolerance))
         yield reason
         if reason != PASSED and options.score == "all":

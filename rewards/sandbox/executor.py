@@ -27,11 +27,17 @@ T = TypeVar("T")
 class Executor(Protocol):
     """Where programs run. Each call returns by `limits.wall_s` and a little more."""
 
-    def script(self, source: str, stdin: bytes, limits: Limits) -> Outcome:
-        """A program from standard input to standard output."""
+    def script(
+        self, source: str, stdin: bytes, limits: Limits, imports: tuple[str, ...] = ()
+    ) -> Outcome:
+        """A program from standard input to standard output, after the prompt's imports and with
+        the names that `usual_names` gives."""
         ...
 
-    def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
+    def call(
+        self, source: str, entry: str, arguments: list[Any], limits: Limits,
+        imports: tuple[str, ...] = (),
+    ) -> Outcome:
         """`entry(*arguments)`, its value in `Outcome.value`. CodecError for too large arguments."""
         ...
 
@@ -63,12 +69,17 @@ class JailExecutor:
     def cgroup(self) -> Cgroup | None:
         return self._cgroup
 
-    def script(self, source: str, stdin: bytes, limits: Limits) -> Outcome:
-        payload = {"mode": "script", "source": source}
+    def script(
+        self, source: str, stdin: bytes, limits: Limits, imports: tuple[str, ...] = ()
+    ) -> Outcome:
+        payload = {"mode": "script", "source": source, "imports": imports}
         return self._twice(lambda: self._outcome(payload, stdin, limits))
 
-    def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
-        payload = {"mode": "serve", "source": source, "entry_point": entry}
+    def call(
+        self, source: str, entry: str, arguments: list[Any], limits: Limits,
+        imports: tuple[str, ...] = (),
+    ) -> Outcome:
+        payload = {"mode": "serve", "source": source, "entry_point": entry, "imports": imports}
         request = encode(("call", tuple(arguments), {}))
         return self._twice(lambda: self._value(payload, request, limits))
 
