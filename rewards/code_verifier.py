@@ -19,6 +19,7 @@ import atexit
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from h1r_rl.config.schema import CodeConfig, HttpSandboxConfig, RewardConfig
@@ -42,6 +43,8 @@ from rewards.sandbox.limits import Limits
 
 PASSED = "correct"
 TOO_LARGE = "arguments_too_large"
+
+_jails: list[JailExecutor] = []  # as `_executor` made them
 
 
 def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
@@ -83,6 +86,12 @@ def executor_for(options: RewardConfig) -> Executor:
     return _executor(options.sandbox, code.memory_mib, code.file_mib, code.processes)
 
 
+def take_kills() -> dict[str, int]:
+    """Zygotes of this process lost and replaced since the last call, as "sandbox"."""
+    number = sum(executor.take_replaced() for executor in _jails)
+    return {"sandbox": number} if number else {}
+
+
 def ensure_sandbox(options: RewardConfig) -> None:
     """Run a trivial program; ConfigError says what the kernel or the service refuses."""
     outcome = executor_for(options).script("print(6 * 7)", b"", limits_of(options.code))
@@ -112,6 +121,7 @@ def _executor(
     )
     executor = JailExecutor(sandbox == "namespaces", largest)
     atexit.register(executor.close)
+    _jails.append(executor)
     return executor
 
 
@@ -127,23 +137,33 @@ def _code(problem: CodeProblem, text: str) -> str | None:
 def _run_tests(
     executor: Executor, problem: CodeProblem, prompt: Prompt, code: str, options: CodeConfig
 ) -> Iterator[str]:
-    """A reason for each test, up to the first failure where all must pass."""
-    end = time.monotonic() + options.total_s
-    limits = limits_of(options)
+    """A reason for each test, up to the first failure where all must pass.
+
+    A test has its own limits or, where that is less, what the earlier ones left of `total_s`.
+    """
+    end, cpu_left = time.monotonic() + options.total_s, options.total_s
     imports = prompt_imports(prompt.question)
     for given, expected in _subset(problem.tests, prompt.key, options.max_tests):
-        if time.monotonic() > end:
+        wall_left = end - time.monotonic()
+        if min(wall_left, cpu_left) <= 0:
             reason = "timeout"
-        elif problem.kind == "script":
-            outcome = executor.script(code, given.encode(), limits, imports)
-            right = same_output(outcome.stdout, expected, problem.tolerance)
-            reason = _reason(outcome.state, right)
         else:
-            outcome = executor.call(code, problem.entry_point, given, limits, imports)
-            reason = _reason(outcome.state, same_value(outcome.value, expected, problem.tolerance))
+            limits = _at_most(limits_of(options), wall_left, cpu_left)
+            if problem.kind == "script":
+                outcome = executor.script(code, given.encode(), limits, imports)
+                right = same_output(outcome.stdout, expected, problem.tolerance)
+            else:
+                outcome = executor.call(code, problem.entry_point, given, limits, imports)
+                right = same_value(outcome.value, expected, problem.tolerance)
+            cpu_left -= outcome.cpu_s
+            reason = _reason(outcome.state, right)
         yield reason
         if reason != PASSED and options.score == "all":
             return
+
+
+def _at_most(limits: Limits, wall_s: float, cpu_s: float) -> Limits:
+    return replace(limits, wall_s=min(limits.wall_s, wall_s), cpu_s=min(limits.cpu_s, cpu_s))
 
 
 def _subset(tests: tuple, key: str, most: int | None) -> list:
@@ -161,7 +181,8 @@ def _checked(
         stub = prompt_code(prompt.question, problem.entry_point)
     test = {"helpers": stub, "test": problem.check, "entry_point": problem.entry_point}
     source = completed(stub, code, problem.entry_point)
-    state, reason = executor.check(source, test, limits_of(options))
+    limits = _at_most(limits_of(options), options.total_s, options.total_s)
+    state, reason = executor.check(source, test, limits)
     if state == "unsupported":
         return Verdict(None, {}, f"bad_ground_truth:{reason}")
     reason = {"passed": PASSED, "failed": "wrong"}.get(state, state)

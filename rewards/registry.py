@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -70,6 +72,16 @@ def item_deadline_s(name: str, config: RewardConfig) -> float:
 
 def resolve(verifier: Verifier, function: str) -> Any:
     return getattr(importlib.import_module(verifier.module), function)
+
+
+def take_kills() -> Counter[str]:
+    """What verifiers in the worker itself lost and replaced since the last call, by reason."""
+    kills: Counter[str] = Counter()
+    for verifier in BUILT_IN.values():
+        take = getattr(sys.modules.get(verifier.module), "take_kills", None)
+        if verifier.place == "worker" and take is not None:
+            kills.update(take())
+    return kills
 
 
 def run_in_child(name: str, prompt: dict[str, Any], text: str, options: str) -> dict[str, Any]:

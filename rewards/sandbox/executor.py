@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from rewards.sandbox.cgroups import Cgroup, make_cgroup
@@ -58,6 +59,7 @@ class JailExecutor:
         self._limits = largest or Limits()
         self._lock = threading.Lock()
         self._cgroup: Cgroup | None = None
+        self._num_replaced = 0
         self._start()
 
     @property
@@ -87,6 +89,12 @@ class JailExecutor:
         candidate = {"mode": "serve", "source": source, "entry_point": test["entry_point"]}
         return self._twice(lambda: self._checked(candidate, {"mode": "check", **test}, limits))
 
+    def take_replaced(self) -> int:
+        """Zygotes lost and replaced since the last call."""
+        with self._lock:
+            number, self._num_replaced = self._num_replaced, 0
+        return number
+
     def close(self) -> None:
         """End the zygote and every program; idempotent."""
         self._socket.close()
@@ -114,6 +122,7 @@ class JailExecutor:
             try:
                 return attempt()
             except SandboxLost:
+                self._num_replaced += 1
                 self.close()
                 self._start()
                 return attempt()
@@ -127,18 +136,10 @@ class JailExecutor:
 
     def _value(self, payload: dict[str, Any], request: bytes, limits: Limits) -> Outcome:
         with self._job(payload, b"", limits) as job:
-            try:
-                reply = read_value(job.ask(request, job.deadline))
-            except TimeoutError:
-                return Outcome("timeout")
-            except MalformedReply:
-                return Outcome("runtime_error")
-            except EOFError:
-                ended = job.outcome()
-                return ended if ended.state != "finished" else Outcome("runtime_error")
-            if reply[0] == "error":
-                return Outcome("memory" if reply[1] == "MemoryError" else "runtime_error")
-            return Outcome("finished", value=reply[1])
+            outcome = _called(job, request)
+        if job.cpu_s >= limits.cpu_s:
+            return Outcome("timeout", cpu_s=job.cpu_s)
+        return replace(outcome, cpu_s=job.cpu_s)
 
     def _checked(
         self, candidate: dict[str, Any], test: dict[str, Any], limits: Limits
@@ -151,6 +152,21 @@ class JailExecutor:
             except EOFError:
                 ended = judge.outcome()
                 return ("timeout", "") if ended.state == "timeout" else ("failed", ended.state)
+
+
+def _called(job: Job, request: bytes) -> Outcome:
+    try:
+        reply = read_value(job.ask(request, job.deadline))
+    except TimeoutError:
+        return Outcome("timeout")
+    except MalformedReply:
+        return Outcome("runtime_error")
+    except EOFError:
+        ended = job.outcome()
+        return ended if ended.state != "finished" else Outcome("runtime_error")
+    if reply[0] == "error":
+        return Outcome("memory" if reply[1] == "MemoryError" else "runtime_error")
+    return Outcome("finished", value=reply[1])
 
 
 def _relay(judge: Job, hostile: Job) -> tuple[str, str]:
