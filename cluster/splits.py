@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from h1r_rl.config.schema import RunConfig
@@ -20,13 +21,14 @@ def load_split(config: RunConfig, folder: Path, split: str) -> Problems:
     """
     from rewards.ground_truth import check_ground_truths
 
+    check = partial(check_ground_truths, config=config.reward)
     return load_problems(
         getattr(config.data, split),
         config.data,
         split=split,
         cache=folder / "cache",
         need_response=split == "sft",
-        check_ground_truths=None if split == "sft" else check_ground_truths,
+        check_ground_truths=None if split == "sft" else check,
     )
 
 

@@ -8,7 +8,6 @@ ROWS_AHEAD rows, whatever the file's size.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections import deque
@@ -17,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cluster.verify_rows import COLUMNS, NO_TOKENS, Row, rows_of, values
 from h1r_rl.config.schema import RewardConfig
-from h1r_rl.errors import DataError
-from h1r_rl.records import Completion, Prompt, Verdict, VersionSpan
+from h1r_rl.errors import ConfigError, DataError
+from h1r_rl.records import Completion, Verdict, VersionSpan
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from rewards.ground_truth import GroundTruths
     from rewards.pool import RewardPool
 
-COLUMNS = ("id", "prompt", "completion", "verifier", "ground_truth")
 RESULTS = ("score", "reason", "seconds")
 CHUNK_ROWS = 32  # judged by one worker in one call
 ROWS_AHEAD = 4096
 START_TIMEOUT_S = 120.0
 
-NO_TOKENS = np.zeros(0, np.int32)
 NO_LOGPROBS = np.zeros(0, np.float32)
 NO_SPANS: tuple[VersionSpan, ...] = ()
 
@@ -42,6 +41,7 @@ def verify_file(source: Path, target: Path, config: RewardConfig, workers: int |
     import pyarrow as pa
     import ray
 
+    _refuse_what_needs_a_run(config)
     table = _open(source)
     if not target.parent.is_dir():
         raise DataError(f"expected a folder for {target}, found none; create {target.parent}")
@@ -50,6 +50,9 @@ def verify_file(source: Path, target: Path, config: RewardConfig, workers: int |
     cores = os.cpu_count() or 1
     config = config.model_copy(update={"workers": workers or cores, "num_cpus": 1.0})
     verifiers = _verifiers(table)
+    replaced = [name for name in RESULTS if name in table.schema_arrow.names]
+    if replaced:
+        print(f"verify: replaces {', '.join(replaced)} of {source}", file=sys.stderr)
     # The user's own verifiers may lie beside the file's user.
     _put_first_on_path(os.getcwd())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,6 +74,20 @@ def verify_file(source: Path, target: Path, config: RewardConfig, workers: int |
     finally:
         draft.unlink(missing_ok=True)
         ray.shutdown()
+
+
+def _refuse_what_needs_a_run(config: RewardConfig) -> None:
+    """A file's completions have a text but no tokens, and their scores are their own."""
+    if config.overlong_cache_tokens:
+        raise ConfigError(
+            "reward.overlong_cache_tokens: expected 0 for verify, as a file does not say how many "
+            f"tokens a completion has, found {config.overlong_cache_tokens}; leave it out"
+        )
+    if config.control != "none":
+        raise ConfigError(
+            "reward.control: expected none for verify, which scores what the file holds, found "
+            f"{config.control}; leave it out"
+        )
 
 
 def _open(source: Path) -> Any:
@@ -121,7 +138,7 @@ def _verifiers(table: Any) -> frozenset[str]:
     """The names in the file, read without its texts."""
     names: set[str] = set()
     for batch in table.iter_batches(ROWS_AHEAD, columns=["verifier"]):
-        names |= {name for name in batch.column(0).to_pylist() if name is not None}
+        names |= {name for name in values(batch.column(0)) if isinstance(name, str)}
     return frozenset(names)
 
 
@@ -134,21 +151,29 @@ def _put_first_on_path(folder: str) -> None:
 async def _verify(table: Any, draft: Path, config: RewardConfig, verifiers: frozenset[str]) -> None:
     import pyarrow.parquet as pq
 
+    from rewards.ground_truth import GroundTruths
     from rewards.pool import RewardPool
 
     schema = _result_schema(table.schema_arrow)
     pool = await RewardPool.start(config, 1, START_TIMEOUT_S, verifiers)
     try:
-        with _progress(table.metadata.num_rows) as advance, pq.ParquetWriter(draft, schema) as out:
-            await _score_all(table, pool, out, advance)
+        with (
+            GroundTruths(config) as truths,
+            _progress(table.metadata.num_rows) as advance,
+            pq.ParquetWriter(draft, schema) as out,
+        ):
+            await score_all(table, pool, truths, out, advance)
     finally:
         await pool.close()
 
 
-async def _score_all(table: Any, pool: RewardPool, out: Any, advance: Any) -> None:
+async def score_all(
+    table: Any, pool: RewardPool, truths: GroundTruths, out: Any, advance: Any
+) -> None:
     """Consumes batches in order, keeps at most ROWS_AHEAD rows with the pool, writes in order."""
     ahead: deque[tuple[Any, list[asyncio.Task[list[Any]]]]] = deque()
     rows_ahead = 0
+    can_check: dict[str, bool] = {}
 
     async def write_first() -> int:
         batch, tasks = ahead.popleft()
@@ -160,7 +185,9 @@ async def _score_all(table: Any, pool: RewardPool, out: Any, advance: Any) -> No
         for batch in table.iter_batches(ROWS_AHEAD // 4):
             while ahead and rows_ahead + batch.num_rows > ROWS_AHEAD:
                 rows_ahead -= await write_first()
-            chunks = (batch.slice(n, CHUNK_ROWS) for n in range(0, batch.num_rows, CHUNK_ROWS))
+            rows = rows_of(batch)
+            await asyncio.to_thread(_check_truths, rows, truths, can_check)
+            chunks = (rows[n : n + CHUNK_ROWS] for n in range(0, len(rows), CHUNK_ROWS))
             tasks = [group.create_task(_score_chunk(pool, chunk, advance)) for chunk in chunks]
             ahead.append((batch, tasks))
             rows_ahead += batch.num_rows
@@ -168,33 +195,32 @@ async def _score_all(table: Any, pool: RewardPool, out: Any, advance: Any) -> No
             await write_first()
 
 
-async def _score_chunk(pool: RewardPool, chunk: Any, advance: Any) -> list[tuple[Any, str, float]]:
-    """(score, reason, seconds) of each row. A row without a completion is not sent."""
-    rows = chunk.select(list(COLUMNS)).to_pylist()
-    results: list[Any] = [(None, f"missing_{_first_missing(row)}", 0.0) for row in rows]
-    whole = [index for index, row in enumerate(rows) if _first_missing(row) is None]
+def _check_truths(rows: list[Row], truths: GroundTruths, can_check: dict[str, bool]) -> None:
+    """Says of rows that nothing could be right. The code verifier says it with its verdicts."""
+    asked = {row.pair for row in rows if row.reason is None and row.prompt.verifier != "code"}
+    for name in {name for name, _ in asked} - can_check.keys():
+        can_check[name] = truths.can_check(name)
+    pairs = [pair for pair in asked if can_check[pair[0]]]
+    bad = {pair: why for pair, why in zip(pairs, truths.check(pairs), strict=True) if why}
+    for row in rows:
+        if row.reason is None and row.pair in bad:
+            row.reason = f"bad_ground_truth:{bad[row.pair]}"
+
+
+async def _score_chunk(
+    pool: RewardPool, rows: list[Row], advance: Any
+) -> list[tuple[Any, str, float]]:
+    """(score, reason, seconds) of each row. One that has its reason already is not sent."""
+    results: list[Any] = [(None, row.reason, 0.0) for row in rows]
+    whole = [index for index, row in enumerate(rows) if row.reason is None]
     advance(len(rows) - len(whole))
     if whole:
-        prompts = [_prompt(rows[index]) for index in whole]
-        completions = [_completion(rows[index]["completion"]) for index in whole]
+        prompts = [rows[index].prompt for index in whole]
+        completions = [_completion(rows[index].completion) for index in whole]
         async for position, verdict, seconds in pool.stream_each(prompts, completions):
             results[whole[position]] = _result(verdict, seconds)
             advance(1)
     return results
-
-
-def _first_missing(row: dict[str, Any]) -> str | None:
-    return next((c for c in ("completion", "verifier", "ground_truth") if row[c] is None), None)
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    """The row as the run's loader would make it; a chat's last turn is the question."""
-    question, truth = row["prompt"], row["ground_truth"]
-    if isinstance(question, list):
-        last = question[-1] if question else {}
-        question = last.get("content") if isinstance(last, dict) else str(last)
-    truth = truth if isinstance(truth, str) else json.dumps(truth, default=str)
-    return Prompt(str(row["id"]), 0, NO_TOKENS, str(question or ""), row["verifier"], truth)
 
 
 def _completion(text: str) -> Completion:

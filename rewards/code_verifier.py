@@ -19,21 +19,32 @@ import atexit
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from h1r_rl.config.schema import CodeConfig, HttpSandboxConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.code_compare import same_output, same_value
 from rewards.code_ground_truth import BadGroundTruth, CodeProblem, parse, reach_the_function
-from rewards.code_text import MAX_CODE_CHARS, answer_part, completed, last_block, prompt_code
+from rewards.code_text import (
+    MAX_CODE_CHARS,
+    answer_part,
+    block_or_body,
+    completed,
+    last_block,
+    prompt_code,
+    prompt_imports,
+)
 from rewards.sandbox.codec import CodecError
 from rewards.sandbox.executor import Executor, JailExecutor
-from rewards.sandbox.http_executor import HttpExecutor
+from rewards.sandbox.http_executor import NEEDS_NAMESPACES, HttpExecutor
 from rewards.sandbox.jobs import SandboxLost
 from rewards.sandbox.limits import Limits
 
 PASSED = "correct"
 TOO_LARGE = "arguments_too_large"
+
+_jails: list[JailExecutor] = []  # as `_executor` made them
 
 
 def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
@@ -58,12 +69,14 @@ def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
     return _verdict(options.code, reasons, failures[0] if failures else PASSED)
 
 
-def check_ground_truth(ground_truth: str) -> str | None:
-    """Why a problem cannot be judged, or None."""
+def check_ground_truth(ground_truth: str, options: RewardConfig | None = None) -> str | None:
+    """Why a problem cannot be judged, or not where `options` have programs run; or None."""
     try:
         problem = parse(ground_truth)
     except BadGroundTruth as error:
         return str(error)
+    if problem.kind == "check" and options and isinstance(options.sandbox, HttpSandboxConfig):
+        return NEEDS_NAMESPACES
     return None if reach_the_function(problem) else TOO_LARGE
 
 
@@ -71,6 +84,12 @@ def executor_for(options: RewardConfig) -> Executor:
     """This process's sandbox, shared by all that ask with the same settings."""
     code = options.code
     return _executor(options.sandbox, code.memory_mib, code.file_mib, code.processes)
+
+
+def take_kills() -> dict[str, int]:
+    """Zygotes of this process lost and replaced since the last call, as "sandbox"."""
+    number = sum(executor.take_replaced() for executor in _jails)
+    return {"sandbox": number} if number else {}
 
 
 def ensure_sandbox(options: RewardConfig) -> None:
@@ -102,6 +121,7 @@ def _executor(
     )
     executor = JailExecutor(sandbox == "namespaces", largest)
     atexit.register(executor.close)
+    _jails.append(executor)
     return executor
 
 
@@ -109,31 +129,41 @@ def _code(problem: CodeProblem, text: str) -> str | None:
     answer = answer_part(text)
     if answer is None:
         return None
-    block = last_block(answer)
-    if block is None and problem.kind == "check" and "```" not in answer:
-        return answer if answer.strip() else None  # HumanEval: the bare body of the function
-    return block
+    if problem.kind == "check":
+        return block_or_body(answer, problem.entry_point)
+    return last_block(answer)
 
 
 def _run_tests(
     executor: Executor, problem: CodeProblem, prompt: Prompt, code: str, options: CodeConfig
 ) -> Iterator[str]:
-    """A reason for each test, up to the first failure where all must pass."""
-    end = time.monotonic() + options.total_s
-    limits = limits_of(options)
+    """A reason for each test, up to the first failure where all must pass.
+
+    A test has its own limits or, where that is less, what the earlier ones left of `total_s`.
+    """
+    end, cpu_left = time.monotonic() + options.total_s, options.total_s
+    imports = prompt_imports(prompt.question)
     for given, expected in _subset(problem.tests, prompt.key, options.max_tests):
-        if time.monotonic() > end:
+        wall_left = end - time.monotonic()
+        if min(wall_left, cpu_left) <= 0:
             reason = "timeout"
-        elif problem.kind == "script":
-            outcome = executor.script(code, given.encode(), limits)
-            right = same_output(outcome.stdout, expected, problem.tolerance)
-            reason = _reason(outcome.state, right)
         else:
-            outcome = executor.call(code, problem.entry_point, given, limits)
-            reason = _reason(outcome.state, same_value(outcome.value, expected, problem.tolerance))
+            limits = _at_most(limits_of(options), wall_left, cpu_left)
+            if problem.kind == "script":
+                outcome = executor.script(code, given.encode(), limits, imports)
+                right = same_output(outcome.stdout, expected, problem.tolerance)
+            else:
+                outcome = executor.call(code, problem.entry_point, given, limits, imports)
+                right = same_value(outcome.value, expected, problem.tolerance)
+            cpu_left -= outcome.cpu_s
+            reason = _reason(outcome.state, right)
         yield reason
         if reason != PASSED and options.score == "all":
             return
+
+
+def _at_most(limits: Limits, wall_s: float, cpu_s: float) -> Limits:
+    return replace(limits, wall_s=min(limits.wall_s, wall_s), cpu_s=min(limits.cpu_s, cpu_s))
 
 
 def _subset(tests: tuple, key: str, most: int | None) -> list:
@@ -151,7 +181,8 @@ def _checked(
         stub = prompt_code(prompt.question, problem.entry_point)
     test = {"helpers": stub, "test": problem.check, "entry_point": problem.entry_point}
     source = completed(stub, code, problem.entry_point)
-    state, reason = executor.check(source, test, limits_of(options))
+    limits = _at_most(limits_of(options), options.total_s, options.total_s)
+    state, reason = executor.check(source, test, limits)
     if state == "unsupported":
         return Verdict(None, {}, f"bad_ground_truth:{reason}")
     reason = {"passed": PASSED, "failed": "wrong"}.get(state, state)

@@ -7,7 +7,7 @@ expression; equal rows are checked once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.errors import DataError
@@ -16,23 +16,62 @@ from rewards.math_verifier import plainly_valid
 from rewards.registry import find
 
 
+class GroundTruths:
+    """Owns the killable process; for many batches. Not thread-safe."""
+
+    def __init__(self, config: RewardConfig | None = None) -> None:
+        self._config = config or RewardConfig()
+        self._options = self._config.model_dump_json()
+        self._worker = DeadlineWorker(self._config.memory_mib)
+
+    def __enter__(self) -> GroundTruths:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._worker.close()
+
+    def check(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+        """(verifier, ground truth) -> None, or the reason why nothing can be verified against it.
+
+        DataError for a verifier that does not exist or cannot be imported: that is no row's fault.
+        """
+        for name in {verifier for verifier, _ in pairs}:
+            _import(self._worker, name, self._config)
+        reasons = {pair: self._reason(*pair) for pair in dict.fromkeys(pairs)}
+        return [reasons[pair] for pair in pairs]
+
+    def can_check(self, name: str) -> bool:
+        """Whether `check` can be asked about this verifier's."""
+        try:
+            _import(self._worker, name, self._config)
+        except DataError:
+            return False
+        return True
+
+    def _reason(self, name: str, truth: str) -> str | None:
+        if name == "math" and plainly_valid(truth):
+            return None
+        try:
+            return self._worker.call(
+                "rewards.registry:check_in_child",
+                [name, truth, self._options],
+                self._config.timeout_s,
+                find(name).module,
+            )
+        except DeadlineExceeded:
+            return "ground_truth_timeout"
+        except ProcessDied:
+            return "ground_truth_crashed_the_verifier"
+        except FunctionFailed as error:
+            return f"ground_truth_error:{error.kind}"
+
+
 def check_ground_truths(
     pairs: Iterable[tuple[str, str]], config: RewardConfig | None = None
 ) -> list[str | None]:
-    """(verifier, ground truth) -> None, or the reason why nothing can be verified against it.
-
-    DataError for a verifier that does not exist or cannot be imported: that is no row's fault.
-    """
-    config = config or RewardConfig()
-    worker = DeadlineWorker(config.memory_mib)
-    try:
-        pairs = list(pairs)
-        for name in {verifier for verifier, _ in pairs}:
-            _import(worker, name, config)
-        reasons = {pair: _check(worker, *pair, config) for pair in dict.fromkeys(pairs)}
-        return [reasons[pair] for pair in pairs]
-    finally:
-        worker.close()
+    """`GroundTruths.check` once."""
+    with GroundTruths(config) as truths:
+        return truths.check(list(pairs))
 
 
 def check_ground_truth(
@@ -53,18 +92,3 @@ def _import(worker: DeadlineWorker, name: str, config: RewardConfig) -> None:
             f"expected verifier '{name}' to be a function that can be imported, found: {error}; "
             "correct the verifier column, or make the package importable in the run's environment"
         ) from error
-
-
-def _check(worker: DeadlineWorker, name: str, truth: str, config: RewardConfig) -> str | None:
-    if name == "math" and plainly_valid(truth):
-        return None
-    try:
-        return worker.call(
-            "rewards.registry:check_in_child", [name, truth], config.timeout_s, find(name).module
-        )
-    except DeadlineExceeded:
-        return "ground_truth_timeout"
-    except ProcessDied:
-        return "ground_truth_crashed_the_verifier"
-    except FunctionFailed as error:
-        return f"ground_truth_error:{error.kind}"

@@ -21,7 +21,7 @@ from h1r_rl.errors import DataError
 from h1r_rl.records import Completion, Prompt, Verdict
 from rewards.combine import combine, pruned
 from rewards.deadline_worker import DeadlineExceeded, DeadlineWorker, FunctionFailed, ProcessDied
-from rewards.registry import Verifier, checked, find, prompt_fields, resolve
+from rewards.registry import Verifier, checked, find, prompt_fields, resolve, take_kills
 from rewards.verdicts import wrong
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,10 @@ class Judge:
             return Verdict(None, {}, f"verifier_error:{kind}")
 
     def take_kills(self) -> dict[str, int]:
-        """Verifier processes lost since the last call, by reason: "deadline", "died"."""
-        kills, self._kills = dict(self._kills), Counter()
-        return kills
+        """Verifier processes lost since the last call, by reason: "deadline", "died", and this
+        process's sandboxes: "sandbox"."""
+        kills, self._kills = self._kills + take_kills(), Counter()
+        return dict(kills)
 
     def close(self) -> None:
         self._child.close()

@@ -3,7 +3,8 @@
 A verifier is a plain function `verify(prompt, text, options) -> Verdict`, `options` being the
 run's `RewardConfig`. Beside it its module may have
 
-    check_ground_truth(ground_truth) -> str | None   why nothing could be right; asked at data load
+    check_ground_truth(ground_truth) -> str | None   why nothing could be right; asked at data load;
+                                                     with an argument `options` where it has one
     warm()                                           called once a process, before any deadline
 
 Invariant: whatever user code, sympy or a hostile answer may hang runs in a killable process
@@ -14,6 +15,9 @@ their own, run in the worker itself (`place="worker"`).
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -24,6 +28,8 @@ import numpy as np
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.errors import DataError
 from h1r_rl.records import Prompt, Verdict
+
+MAX_REASON_CHARS = 200
 
 VerifyFunction = Callable[[Prompt, str, RewardConfig], Verdict]
 
@@ -68,6 +74,16 @@ def resolve(verifier: Verifier, function: str) -> Any:
     return getattr(importlib.import_module(verifier.module), function)
 
 
+def take_kills() -> Counter[str]:
+    """What verifiers in the worker itself lost and replaced since the last call, by reason."""
+    kills: Counter[str] = Counter()
+    for verifier in BUILT_IN.values():
+        take = getattr(sys.modules.get(verifier.module), "take_kills", None)
+        if verifier.place == "worker" and take is not None:
+            kills.update(take())
+    return kills
+
+
 def run_in_child(name: str, prompt: dict[str, Any], text: str, options: str) -> dict[str, Any]:
     """What the killable process calls: JSON in, JSON out."""
     verifier = find(name)
@@ -83,11 +99,15 @@ def import_in_child(name: str) -> None:
         raise TypeError(f"{name} is not a function")
 
 
-def check_in_child(name: str, ground_truth: str) -> str | None:
+def check_in_child(name: str, ground_truth: str, options: str) -> str | None:
     """As above, for the check of a ground truth; modules without one accept everything."""
     module = importlib.import_module(find(name).module)
     check = getattr(module, "check_ground_truth", None)
-    return None if check is None else check(ground_truth)
+    if check is None:
+        return None
+    if "options" in inspect.signature(check).parameters:
+        return check(ground_truth, options=_options(options))
+    return check(ground_truth)
 
 
 def prompt_fields(prompt: Prompt) -> dict[str, Any]:
@@ -103,7 +123,8 @@ def checked(verdict: Any) -> Verdict:
     score = None if verdict.score is None else float(verdict.score)
     if score is not None and not np.isfinite(score):
         raise ValueError(f"expected a finite score or None from the verifier, found {score}")
-    return Verdict(score, {str(k): float(v) for k, v in verdict.parts.items()}, str(verdict.reason))
+    parts = {str(name): float(value) for name, value in verdict.parts.items()}
+    return Verdict(score, parts, str(verdict.reason)[:MAX_REASON_CHARS])
 
 
 @lru_cache(maxsize=4)

@@ -1,12 +1,14 @@
 """What the reward pool counts: verdicts by reason, latencies, time-outs, kills and losses.
 
-Invariant: counts only grow; memory does not depend on how many verdicts there were. All values are
-plain floats, fit for a tracker.
+Invariant: counts only grow; memory does not depend on how many verdicts there were, nor on what a
+user's verifier gives as reasons: MAX_REASONS of them are told apart, further ones are "other". All
+values are plain floats under names fit for a tracker.
 """
 
 from __future__ import annotations
 
 import bisect
+import re
 from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate
@@ -15,6 +17,11 @@ from h1r_rl.records import Verdict
 
 # Upper edges of the latency histogram, seconds; the last bucket is open.
 EDGES_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+MAX_REASONS = 64
+MAX_NAME_CHARS = 200
+OTHER = "other"
+_UNFIT = re.compile(r"[^\w\- :]")  # for the last part of a metric's name
 
 
 class RewardStats:
@@ -27,7 +34,7 @@ class RewardStats:
         self._buckets = [0] * (len(EDGES_S) + 1)
 
     def add(self, verifier: str, verdict: Verdict, seconds: float) -> None:
-        self.reasons[verdict.reason] += 1
+        self._count_reason(verdict.reason)
         if verdict.reason == "timeout":
             self.timeouts[verifier] += 1
         self.seconds += seconds
@@ -35,6 +42,11 @@ class RewardStats:
 
     def add_kills(self, kills: Mapping[str, int]) -> None:
         self.kills.update(kills)
+
+    def _count_reason(self, reason: str) -> None:
+        name = _UNFIT.sub("_", reason[:MAX_NAME_CHARS]).strip() or "none"
+        known = name in self.reasons or len(self.reasons) < MAX_REASONS
+        self.reasons[name if known else OTHER] += 1
 
     def snapshot(self) -> dict[str, float]:
         """Flat metrics; the histogram is cumulative (`latency_le_0.1s`: so many verdicts)."""

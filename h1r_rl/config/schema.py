@@ -435,7 +435,9 @@ class CodeConfig(Section):
     )
     wall_s: PositiveFloat = Field(default=8.0, description="Wall time of one test.")
     total_s: PositiveFloat = Field(
-        default=30.0, description="Wall time of one completion's tests in all."
+        default=30.0,
+        description="Wall time, and CPU time, of one completion's tests in all: a test has what "
+        "is left where that is less than its own.",
     )
     memory_mib: PositiveInt = Field(
         default=512,

@@ -39,6 +39,28 @@ class Members(list):
     """A set read without hashing."""
 
 
+def plain(value: Any, depth: int = 0) -> Any:
+    """A Counter as the dict that it is, and so on: only the built-in content of a value.
+
+    For the program's own side, before `encode`, which lets no subclass through. A frozenset, equal
+    to the set of its members, becomes it; a deque, equal to no list, is left to be refused.
+    """
+    if depth > MAX_DEPTH:
+        raise CodecError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        items = dict.items(value)
+        return {plain(key, depth + 1): plain(member, depth + 1) for key, member in items}
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return kind([plain(member, depth + 1) for member in kind.__iter__(value)])
+    if isinstance(value, frozenset):
+        return {plain(member, depth + 1) for member in frozenset.__iter__(value)}
+    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
+        if type(value) is not bool and isinstance(value, kind):
+            return convert(value)
+    return value
+
+
 def encode(value: Any, limit: int = MESSAGE_BYTES) -> bytes:
     """`value` as bytes; CodecError for any other type, too much data, too deep or circular."""
     out = bytearray()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from rewards.sandbox.cgroups import Cgroup, make_cgroup
@@ -27,11 +28,17 @@ T = TypeVar("T")
 class Executor(Protocol):
     """Where programs run. Each call returns by `limits.wall_s` and a little more."""
 
-    def script(self, source: str, stdin: bytes, limits: Limits) -> Outcome:
-        """A program from standard input to standard output."""
+    def script(
+        self, source: str, stdin: bytes, limits: Limits, imports: tuple[str, ...] = ()
+    ) -> Outcome:
+        """A program from standard input to standard output, after the prompt's imports and with
+        the names that `usual_names` gives."""
         ...
 
-    def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
+    def call(
+        self, source: str, entry: str, arguments: list[Any], limits: Limits,
+        imports: tuple[str, ...] = (),
+    ) -> Outcome:
         """`entry(*arguments)`, its value in `Outcome.value`. CodecError for too large arguments."""
         ...
 
@@ -52,6 +59,7 @@ class JailExecutor:
         self._limits = largest or Limits()
         self._lock = threading.Lock()
         self._cgroup: Cgroup | None = None
+        self._num_replaced = 0
         self._start()
 
     @property
@@ -63,18 +71,29 @@ class JailExecutor:
     def cgroup(self) -> Cgroup | None:
         return self._cgroup
 
-    def script(self, source: str, stdin: bytes, limits: Limits) -> Outcome:
-        payload = {"mode": "script", "source": source}
+    def script(
+        self, source: str, stdin: bytes, limits: Limits, imports: tuple[str, ...] = ()
+    ) -> Outcome:
+        payload = {"mode": "script", "source": source, "imports": imports}
         return self._twice(lambda: self._outcome(payload, stdin, limits))
 
-    def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
-        payload = {"mode": "serve", "source": source, "entry_point": entry}
+    def call(
+        self, source: str, entry: str, arguments: list[Any], limits: Limits,
+        imports: tuple[str, ...] = (),
+    ) -> Outcome:
+        payload = {"mode": "serve", "source": source, "entry_point": entry, "imports": imports}
         request = encode(("call", tuple(arguments), {}))
         return self._twice(lambda: self._value(payload, request, limits))
 
     def check(self, source: str, test: dict[str, str], limits: Limits) -> tuple[str, str]:
         candidate = {"mode": "serve", "source": source, "entry_point": test["entry_point"]}
         return self._twice(lambda: self._checked(candidate, {"mode": "check", **test}, limits))
+
+    def take_replaced(self) -> int:
+        """Zygotes lost and replaced since the last call."""
+        with self._lock:
+            number, self._num_replaced = self._num_replaced, 0
+        return number
 
     def close(self) -> None:
         """End the zygote and every program; idempotent."""
@@ -103,6 +122,7 @@ class JailExecutor:
             try:
                 return attempt()
             except SandboxLost:
+                self._num_replaced += 1
                 self.close()
                 self._start()
                 return attempt()
@@ -116,18 +136,10 @@ class JailExecutor:
 
     def _value(self, payload: dict[str, Any], request: bytes, limits: Limits) -> Outcome:
         with self._job(payload, b"", limits) as job:
-            try:
-                reply = read_value(job.ask(request, job.deadline))
-            except TimeoutError:
-                return Outcome("timeout")
-            except MalformedReply:
-                return Outcome("runtime_error")
-            except EOFError:
-                ended = job.outcome()
-                return ended if ended.state != "finished" else Outcome("runtime_error")
-            if reply[0] == "error":
-                return Outcome("memory" if reply[1] == "MemoryError" else "runtime_error")
-            return Outcome("finished", value=reply[1])
+            outcome = _called(job, request)
+        if job.cpu_s >= limits.cpu_s:
+            return Outcome("timeout", cpu_s=job.cpu_s)
+        return replace(outcome, cpu_s=job.cpu_s)
 
     def _checked(
         self, candidate: dict[str, Any], test: dict[str, Any], limits: Limits
@@ -140,6 +152,21 @@ class JailExecutor:
             except EOFError:
                 ended = judge.outcome()
                 return ("timeout", "") if ended.state == "timeout" else ("failed", ended.state)
+
+
+def _called(job: Job, request: bytes) -> Outcome:
+    try:
+        reply = read_value(job.ask(request, job.deadline))
+    except TimeoutError:
+        return Outcome("timeout")
+    except MalformedReply:
+        return Outcome("runtime_error")
+    except EOFError:
+        ended = job.outcome()
+        return ended if ended.state != "finished" else Outcome("runtime_error")
+    if reply[0] == "error":
+        return Outcome("memory" if reply[1] == "MemoryError" else "runtime_error")
+    return Outcome("finished", value=reply[1])
 
 
 def _relay(judge: Job, hostile: Job) -> tuple[str, str]:

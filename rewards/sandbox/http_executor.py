@@ -14,26 +14,45 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from rewards.sandbox import codec
+from rewards.sandbox import codec, usual_names
 from rewards.sandbox.jobs import Outcome, SandboxLost, State
 from rewards.sandbox.limits import ERROR_BYTES, Limits
 
+NEEDS_NAMESPACES = "check_needs_namespaces"
 OVERHEAD_S = 30.0  # queueing in the service
 
-# Runs the program as a module and prints the function's value as plain data in hexadecimal.
-_CALL = """\
+# What the service runs, as `program` does in a jail: the program's module with the usual names and
+# the prompt's imports, each of our own texts in a module by itself.
+_LOAD = """\
 import sys, types
-plain = types.ModuleType("plain"); sys.modules["plain"] = plain
-exec({codec!r}, plain.__dict__)
-module = types.ModuleType("solution"); sys.modules["solution"] = module
-exec({source!r}, module.__dict__)
+def load(name, text=None):
+    module = sys.modules[name] = types.ModuleType(name)
+    if text is not None:
+        exec(text, module.__dict__)
+    return module
+code = compile({source!r}, "solution.py", "exec", dont_inherit=True)
+prepare = load("usual_names", {usual_names!r}).prepare
+"""
+_SCRIPT = _LOAD + """\
+module = load("__main__")
+prepare(module.__dict__, code, {imports!r})
+exec(code, module.__dict__)
+"""
+# Prints the function's value as plain data in hexadecimal.
+_CALL = _LOAD + """\
+codec = load("codec", {codec!r})
+module = load("solution")
+prepare(module.__dict__, code, {imports!r})
+exec(code, module.__dict__)
 owner = getattr(module, "Solution", None)
 owner = owner() if isinstance(owner, type) and hasattr(owner, {entry!r}) else module
-value = getattr(owner, {entry!r})(*plain.decode(bytes.fromhex({arguments!r})))
-print("\\n" + {marker!r} + plain.encode(value).hex())
+value = getattr(owner, {entry!r})(*codec.decode(bytes.fromhex({arguments!r})))
+print("\\n" + {marker!r} + codec.encode(codec.plain(value)).hex())
 """
 
 
@@ -45,27 +64,22 @@ class HttpExecutor:
         self._turns = itertools.cycle(range(len(urls)))
         self._lock = threading.Lock()
 
-    def script(self, source: str, stdin: bytes, limits: Limits) -> Outcome:
-        reply = self._ask(
-            {
-                "code": source,
-                "language": "python",
-                "stdin": stdin.decode("utf-8", "surrogateescape"),
-                "compile_timeout": limits.wall_s,
-                "run_timeout": limits.wall_s,
-                "memory_limit_MB": limits.memory_bytes >> 20,
-            },
-            limits,
-        )
-        return _outcome(reply.get("run_result") or {}, limits)
+    def script(
+        self, source: str, stdin: bytes, limits: Limits, imports: tuple[str, ...] = ()
+    ) -> Outcome:
+        text = _SCRIPT.format(source=source, usual_names=_text(usual_names), imports=imports)
+        return self._run(text, stdin, limits)
 
-    def call(self, source: str, entry: str, arguments: list[Any], limits: Limits) -> Outcome:
+    def call(
+        self, source: str, entry: str, arguments: list[Any], limits: Limits,
+        imports: tuple[str, ...] = (),
+    ) -> Outcome:
         marker = os.urandom(16).hex()  # a value among whatever the program prints
         text = _CALL.format(
-            codec=Path(codec.__file__).read_text(), source=source, entry=entry, marker=marker,
-            arguments=codec.encode(arguments).hex(),
+            codec=_text(codec), usual_names=_text(usual_names), imports=imports, source=source,
+            entry=entry, marker=marker, arguments=codec.encode(arguments).hex(),
         )
-        outcome = self.script(text, b"", limits)
+        outcome = self._run(text, b"", limits)
         _, found, value = outcome.stdout.rpartition(b"\n" + marker.encode())
         if outcome.state != "finished":
             return Outcome(outcome.state, stderr=outcome.stderr)
@@ -76,12 +90,28 @@ class HttpExecutor:
             return Outcome("runtime_error", stderr=outcome.stderr)
 
     def check(self, source: str, test: dict[str, str], limits: Limits) -> tuple[str, str]:
-        return "unsupported", "check_needs_namespaces"
+        return "unsupported", NEEDS_NAMESPACES
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _ask(self, body: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    def _run(self, text: str, stdin: bytes, limits: Limits) -> Outcome:
+        reply = self._ask(
+            {
+                "code": text,
+                "language": "python",
+                "stdin": stdin.decode("utf-8", "surrogateescape"),
+                "compile_timeout": limits.wall_s,
+                "run_timeout": limits.wall_s,
+                "memory_limit_MB": limits.memory_bytes >> 20,
+            },
+            limits,
+        )
+        return Outcome("output_limit") if reply is None else _outcome(reply, limits)
+
+    def _ask(self, body: dict[str, Any], limits: Limits) -> dict[str, Any] | None:
+        """`run_result` of the first service that has one; None: it is longer than any allowed
+        output makes it, which is the program's doing and no failure of the service's."""
         errors = []
         data = json.dumps(body).encode("ascii")
         for _ in self._urls:
@@ -93,18 +123,25 @@ class HttpExecutor:
             most = 8 * limits.output_bytes + (1 << 20)  # JSON escapes a byte as up to six
             try:
                 with urllib.request.urlopen(request, timeout=limits.wall_s + OVERHEAD_S) as answer:
-                    reply = json.loads(answer.read(most))
-            except (OSError, ValueError) as error:
+                    answered = answer.read(most + 1)
+                if len(answered) > most:
+                    return None
+                reply = json.loads(answered)
+            except (OSError, ValueError, HTTPException) as error:
                 errors.append(f"{url}: {error}")
                 continue
             if isinstance(reply, dict) and reply.get("status") in ("Success", "Failed"):
-                return reply
+                return reply.get("run_result") or {}
             errors.append(f"{url}: {str(reply)[:200]}")
         raise SandboxLost("; ".join(errors))
 
 
+def _text(module: ModuleType) -> str:
+    return Path(module.__file__ or "").read_text()
+
+
 def _outcome(result: dict[str, Any], limits: Limits) -> Outcome:
-    stdout = str(result.get("stdout") or "").encode("utf-8", "surrogateescape")
+    stdout = str(result.get("stdout") or "").encode("utf-8", "surrogatepass")
     stderr = str(result.get("stderr") or "")[-ERROR_BYTES:]
     state: State = "runtime_error"
     if result.get("status") == "TimeLimitExceeded":

@@ -23,6 +23,7 @@ from rewards.sandbox.limits import Limits
 INSIDE_ID = 1000  # the zygote's and the programs' only user and group, as they see them
 MAX_FILES = 1024  # inodes of its /tmp
 HIGHEST_FD = 65_536
+STACK_BYTES = 64 << 20
 REPORT = struct.Struct("<?id")  # ended, exit code, CPU seconds; behind it, if not ended, why not
 
 # Where a request's files stand, in the order of `jobs.Job`: the packet socket for reports, which
@@ -107,6 +108,12 @@ def _stage(files: tuple[int, ...], folder: str) -> None:
         os.dup2(files[CHANNEL], program.CHANNEL)
 
 
+def _stack_bytes() -> int:
+    """For deep recursion through C (`functools.cache`); the address space bounds it as well."""
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    return STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+
+
 def _limit(limits: Limits, jailed: bool) -> None:
     cpu_s = max(1, int(-(-limits.cpu_s // 1)))
     values = {
@@ -118,6 +125,7 @@ def _limit(limits: Limits, jailed: bool) -> None:
         resource.RLIMIT_CORE: (0, 0),
         resource.RLIMIT_MEMLOCK: (0, 0),
         resource.RLIMIT_MSGQUEUE: (0, 0),
+        resource.RLIMIT_STACK: (_stack_bytes(),) * 2,
     }
     if jailed:  # counted in the program's own user namespace
         values[resource.RLIMIT_NPROC] = (limits.processes + 1,) * 2

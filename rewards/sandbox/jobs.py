@@ -123,8 +123,13 @@ class Job:
             state,
             bytes(self._stdout),
             self._stderr.decode("utf-8", "replace"),
-            cpu_s=self._report.cpu_s if self._report else 0.0,
+            cpu_s=self.cpu_s,
         )
+
+    @property
+    def cpu_s(self) -> float:
+        """Of all its processes, once it has ended."""
+        return self._report.cpu_s if self._report else 0.0
 
     def ask(self, message: bytes, deadline: float) -> bytes:
         """One message in, one out. TimeoutError, MalformedReply; EOFError: the program is gone."""

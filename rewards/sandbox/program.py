@@ -17,9 +17,11 @@ import traceback
 import types
 from typing import Any, NoReturn
 
-from rewards.sandbox.codec import CodecError, NotPlain, decode, encode
+from rewards.sandbox.codec import CodecError, NotPlain, decode, encode, plain
+from rewards.sandbox.usual_names import prepare
 
 CHANNEL = 3
+TRACEBACK_FRAMES = 30  # the last ones: a deep recursion has tens of thousands
 FRAME = struct.Struct("<I")
 
 
@@ -31,7 +33,7 @@ def run(payload: dict[str, Any]) -> NoReturn:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc(limit=-TRACEBACK_FRAMES)
         code = 1
     _finish(code)
 
@@ -63,13 +65,13 @@ def _flush() -> None:
 
 
 def _script(payload: dict[str, Any]) -> None:
-    exec(_compiled(payload["source"]), _module("__main__").__dict__)
+    _execute(payload, _module("__main__"))
 
 
 def _serve(payload: dict[str, Any]) -> None:
     """Answer calls of one function for as long as they come."""
     module = _module("solution")
-    exec(_compiled(payload["source"]), module.__dict__)
+    _execute(payload, module)
     function = _entry(module, payload["entry_point"])
     while True:
         _, arguments, keywords = receive()
@@ -85,20 +87,7 @@ def _value(value: Any) -> bytes:
     try:
         return encode(("value", value))
     except CodecError:
-        return encode(("value", _plain(value)))
-
-
-def _plain(value: Any) -> Any:
-    """A Counter as the dict that it is, and so on: only the built-in content leaves the jail."""
-    if isinstance(value, dict):
-        return {_plain(key): _plain(member) for key, member in dict.items(value)}
-    for kind in (list, tuple, set):
-        if isinstance(value, kind):
-            return kind(_plain(member) for member in kind.__iter__(value))
-    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
-        if type(value) is not bool and isinstance(value, kind):
-            return convert(value)
-    return value
+        return encode(("value", plain(value)))
 
 
 def _check(payload: dict[str, Any]) -> None:
@@ -159,6 +148,14 @@ def _module(name: str) -> types.ModuleType:
     sys.modules[name] = sys.modules["__main__"] = module
     sys.argv = ["solution.py"]
     return module
+
+
+def _execute(payload: dict[str, Any], module: types.ModuleType) -> None:
+    """The program as it is, so that its first line stays the first; a prompt's imports before."""
+    code = _compiled(payload["source"])
+    if "imports" in payload:
+        prepare(module.__dict__, code, payload["imports"])
+    exec(code, module.__dict__)
 
 
 def _compiled(source: str) -> types.CodeType:

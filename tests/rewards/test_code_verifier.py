@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +14,11 @@ from h1r_rl.config.schema import CodeConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.code_compare import same_output
 from rewards.code_ground_truth import BadGroundTruth, parse
-from rewards.code_verifier import _subset, check_ground_truth, verify
+from rewards.code_text import block_or_body
+from rewards.code_verifier import _subset, check_ground_truth, executor_for, verify
+from rewards.judge import Judge
+from rewards.sandbox.jobs import Outcome
+from rewards.sandbox.limits import Limits
 
 CODE = CodeConfig(cpu_s=4, wall_s=20, total_s=60, memory_mib=256)
 
@@ -222,6 +229,58 @@ def test_where_a_prompts_code_stands(question, options):
     assert judged(options, SHIFT_CHECK, "    return s\n", question).score == 0.0
 
 
+BODY = "    return [x + 1 for x in l]\n"
+WHOLE = "def incr_list(l):\n" + BODY
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BODY + "```\n",
+        BODY + "```\nThis adds one.\n```\n[2, 3]\n```\n",
+        BODY + "~~~",
+        BODY + "```\n\nFor example:\n```python\nincr_list([1])\n```\n",
+        "    # like ```x```\n" + BODY,
+        "    '''Example:\n```\nincr_list([1])\n```\nSo it goes.\n    '''\n" + BODY,
+        BODY + "\nThis returns the list with one added to each.\n",
+        BODY + "\n**Note** that it is new.\n- It is short.\n1. Really.",
+        "    n = 1\n" + BODY + "\nThe time is O(n).",
+        "    return plus(l)\n\n# a helper\n@staticmethod\ndef plus(l):\n" + BODY + "\nDone.",
+        WHOLE + "```\nIt works.",
+        WHOLE + "\nprint(incr_list([\n]))\n\nIt works.",
+        "<think>x</think>\n" + BODY + "```",
+        "Here:\n```python\n" + WHOLE + "```\nAnd a test:\n```\nincr_list([1])\n```",
+        "1. So:\n   ```python\n" + "".join(f"   {line}\n" for line in WHOLE.split("\n")) + "   ```",
+    ],
+)
+def test_where_a_body_ends(text, options):
+    assert judged(options, INCREMENT_CHECK, text, INCREMENT).score == 1.0
+    mutant = text.replace("x + 1", "x + 2")
+    assert judged(options, INCREMENT_CHECK, mutant, INCREMENT).score == 0.0
+
+
+@pytest.mark.parametrize("text", ["```\n" + BODY, "```python\n" + WHOLE, "I cannot say.", "\n \n"])
+def test_no_body(text, options):
+    assert judged(options, INCREMENT_CHECK, text, INCREMENT).reason == "no_answer"
+
+
+def test_a_fence_within_the_prompts_docstring_is_no_block_of_the_prompt(options):
+    prompt = INCREMENT.replace("    >>> incr", "    ```python\n    >>> incr").replace(
+        "[2, 3, 4]\n", "[2, 3, 4]\n    ```\n"
+    )
+    assert prompt != INCREMENT
+    assert judged(options, INCREMENT_CHECK, BODY, prompt).score == 1.0
+
+
+def test_hostile_text_costs_linear_time():
+    started = time.monotonic()
+    for unit in ("if :# ", "a, ", "```x\n", "'''\n", "~~~~\n```\n", "for in ", " ", "1. ", "```"):
+        text = unit * ((1 << 18) // len(unit))
+        block_or_body(text, "f")
+        block_or_body("    " + text, "f")
+    assert time.monotonic() - started < 60  # what is not linear takes far longer
+
+
 def test_asserts_by_name(options):
     truth = {"check": "assert add(1, 2) == 3\nassert add('a', 'b') == 'ab'", "entry_point": "add"}
     assert judged(options, truth, fenced("def add(a, b): return a + b")).score == 1.0
@@ -303,6 +362,20 @@ def test_exceptions_that_tests_expect(options):
         ("<think>```python\nprint(6)\n```", 0.0),
         ("<think>```python\nprint(6)\n```</think> no code", 0.0),
         ("<think>```python\nprint(1)\n```</think>\n```python\nprint(6)\n```", 1.0),
+        ("1. Do:\n   ```python\n   print(6)\n   ```", 1.0),
+        ("- so\n    - do\n\n      ```python\n      if 1:\n        print(6)\n      ```", 1.0),
+        ("\t```python\n\tif 1:\n\t\tprint(6)\n\t```", 1.0),
+        ("1. ```python\n   print(6)\n   ```", 1.0),
+        ("~~~python\nprint(6)\n~~~", 1.0),
+        ("```{python}\nprint(6)\n```", 1.0),
+        ("```{.python .numberLines}\nprint(6)\n```", 1.0),
+        ("```python:main.py\nprint(6)\n```", 1.0),
+        ("````python\nx = '''\n```\n'''\nprint(6)\n````", 1.0),
+        ("```python\nx = '''\n~~~\n    ```\n    ```sh\n'''\nprint(6)\n```", 1.0),
+        ("```{r}\nprint(6)\n```", 0.0),
+        ("```pythonic\nprint(6)\n```", 0.0),
+        ("~~~python\nprint(6)\n```", 0.0),
+        ("````python\nprint(6)\n```", 0.0),
     ],
 )
 def test_which_block_counts(text, score, options):
@@ -403,11 +476,69 @@ def test_subset_of_tests(options):
 
 
 def test_total_time_is_bounded(options):
-    hurried = CODE.model_copy(update={"total_s": 0.5, "score": "fraction"})
+    hurried = CODE.model_copy(update={"total_s": 4.0, "score": "fraction", "wall_s": 300.0})
+    config = options.model_copy(update={"code": hurried})
     tests = [{"input": "", "output": "1"}] * 50
-    code = fenced("import time\ntime.sleep(0.3)\nprint(1)")
-    verdict = judged(options.model_copy(update={"code": hurried}), {"tests": tests}, code)
-    assert verdict.reason == "timeout" and 0 < verdict.score < 0.2
+    started = time.monotonic()
+    code = fenced("import time\ntime.sleep(1)\nprint(1)")
+    verdict = judged(config, {"tests": tests}, code)
+    assert verdict.reason == "timeout" and 0 < verdict.score < 0.1
+    for truth in ({"tests": tests[:1]}, INCREMENT_CHECK):  # a single one does not outlast it
+        hangs = fenced("import time\ntime.sleep(200)\ndef incr_list(l): pass")
+        assert judged(config, truth, hangs).reason == "timeout"
+    assert time.monotonic() - started < 60
+
+
+class Busy:
+    """A sandbox whose programs use two CPU seconds each in no time."""
+
+    def __init__(self) -> None:
+        self.limits: list[Limits] = []
+
+    def script(self, source, stdin, limits, imports=()):
+        self.limits.append(limits)
+        return Outcome("finished", b"1", cpu_s=2.0)
+
+    def call(self, source, entry, arguments, limits, imports=()):
+        self.limits.append(limits)
+        return Outcome("finished", value=1, cpu_s=2.0)
+
+
+@pytest.mark.parametrize("truth", [{}, {"fn_name": "f"}], ids=["script", "call"])
+def test_total_cpu_time_is_bounded(truth, monkeypatch):
+    busy = Busy()
+    monkeypatch.setattr("rewards.code_verifier.executor_for", lambda options: busy)
+    few = RewardConfig(code=CODE.model_copy(update={"total_s": 5.0, "score": "fraction"}))
+    tests = {"tests": [{"input": "", "output": "1"}] * 10}
+    verdict = judged(few, tests | truth, fenced("pass"))
+    assert (verdict.score, verdict.reason) == (0.3, "timeout")
+    assert [limits.cpu_s for limits in busy.limits] == [4.0, 3.0, 1.0]
+    assert all(limits.wall_s <= 5.0 for limits in busy.limits)
+
+
+def test_calls_and_their_children_count_as_cpu_time(options):
+    executor = executor_for(options)
+    spin = "import os\ndef f(x):\n    for _ in range(2):\n        if os.fork() == 0:\n"
+    spin += "            while True: pass\n        os.wait()\n    return x"
+    outcome = executor.call(spin, "f", [7], Limits(cpu_s=1, wall_s=120))
+    assert outcome.state == "timeout" and outcome.cpu_s >= 1
+    outcome = executor.call("def f(x): return x", "f", [7], Limits(cpu_s=1, wall_s=120))
+    assert (outcome.state, outcome.value) == ("finished", 7) and 0 < outcome.cpu_s < 1
+
+
+def test_a_replaced_sandbox_is_counted(options):
+    judge = Judge(options, 1)
+    try:
+        prompt = Prompt("p", 0, np.zeros(0, np.int32), "q", "code", json.dumps(SUM))
+        code = fenced("input()\nprint(sum(map(int, input().split())))")
+        assert judge.verify(prompt, code).score == 1.0
+        judge.take_kills()
+        os.kill(executor_for(options).pid, signal.SIGKILL)
+        assert judge.verify(prompt, code).score == 1.0
+        assert judge.take_kills() == {"sandbox": 1}
+        assert judge.take_kills() == {}
+    finally:
+        judge.close()
 
 
 BAD = {

@@ -18,6 +18,7 @@ import pytest
 
 from h1r_rl.config.schema import CodeConfig, HttpSandboxConfig, RewardConfig
 from rewards.code_verifier import ensure_sandbox, executor_for
+from rewards.ground_truth import check_ground_truths
 from rewards.sandbox import seccomp
 from rewards.sandbox.executor import JailExecutor
 from rewards.sandbox.http_executor import HttpExecutor
@@ -295,6 +296,10 @@ class _Fusion(BaseHTTPRequestHandler):
             }
             if "sleep" in body["code"]:
                 result |= {"status": "TimeLimitExceeded", "return_code": None}
+            if "gigabytes" in body["code"]:  # more than ours, of the kind that no limit cuts
+                result["stderr"] = "x" * (9 << 20)
+            if "half a pair" in body["code"]:
+                result["stdout"] = "\ud800"
             status = "Failed" if done.returncode else "Success"
             reply = {"status": status, "message": "", "compile_result": None, "run_result": result}
         data = json.dumps(reply).encode()
@@ -336,6 +341,48 @@ def test_http_services_in_turn(services):
     assert value.value == [("x", (2, 1.5))]
     assert executor.call("def f(a): return f", "f", [2], LIMITS).state == "runtime_error"
     assert executor.check("", {}, LIMITS) == ("unsupported", "check_needs_namespaces")
+
+
+def test_http_values_and_names_are_those_of_the_jail(services, executor):
+    sources = (
+        "def f(a): return Counter('aa'), defaultdict(list, x=[1])",
+        "P = namedtuple('P', 'x y')\ndef f(a: List[int]): return [P(a, 1.5), True]",
+        "class S(str):\n    __eq__ = lambda s, o: True\n    __hash__ = str.__hash__\n"
+        "def f(a): return S('x')",
+        "def f(a): return frozenset([a])",
+        "def f(a): return [Fraction(a, 2) + 1, d.Decimal(1)] and Fraction(a, 2).numerator",
+        "def f(a): return deque([a])",
+        "def f(a):\n    v = UserList()\n    for _ in range(100_000): v = [v]\n    return v",
+        "def f(a): return {frozenset([a])}",
+    )
+    imports = ("from fractions import Fraction", "import decimal as d", "no such statement")
+    http, found = HttpExecutor(tuple(services)), []
+    for source in sources:
+        outcomes = [e.call(source, "f", [2], LIMITS, imports) for e in (http, executor)]
+        assert outcomes[0].state == outcomes[1].state, (source, outcomes)
+        assert repr(outcomes[0].value) == repr(outcomes[1].value)
+        found.append(outcomes[0].value)
+    assert found == [([("a", 2)], [("x", [1])]), [(2, 1.5), True], "x", [2], 1, None, None, None]
+    source = "if __name__ == '__main__': print(Fraction(1, 2), *sorted(Counter(input())))"
+    for one in (http, executor):
+        assert one.script(source, b"ba\n", LIMITS, imports).stdout == b"1/2 a b\n"
+
+
+def test_http_output_cannot_choose_to_have_no_verdict(services):
+    """A reply that is too long or holds no text is the program's doing: a verdict, at once."""
+    executor = HttpExecutor(tuple(services))
+    small = Limits(cpu_s=5, wall_s=20, output_bytes=1000)
+    assert executor.script("print(1) # gigabytes", b"", small).state == "output_limit"
+    assert executor.call("def f(): return 1 # gigabytes", "f", [], small).state == "output_limit"
+    assert len(_Fusion.calls) == 2
+    assert executor.script("print(1) # half a pair", b"", small).stdout == "\ud800".encode(
+        "utf-8", "surrogatepass"
+    )
+    problem = {"check": "def check(f): f(1)", "entry_point": "f"}
+    http = RewardConfig(sandbox={"http": services})
+    rows = [("code", json.dumps(problem)), ("code", '{"tests": [{"input": "", "output": ""}]}')]
+    assert check_ground_truths(rows, http) == ["check_needs_namespaces", None]
+    assert check_ground_truths(rows, RewardConfig()) == [None, None]
 
 
 def test_http_service_that_fails_is_passed_over(services):

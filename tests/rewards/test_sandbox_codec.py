@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import math
 import time
+from collections import Counter, deque
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.sandbox.codec import CodecError, Members, Pairs, decode, encode
+from rewards.sandbox.codec import CodecError, Members, Pairs, decode, encode, plain
 
 hashable = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -74,6 +76,28 @@ class _Colour(enum.IntEnum):  # noqa: E302
 def test_other_types_are_refused(value):
     with pytest.raises(CodecError):
         encode(value)
+
+
+class _Pair(NamedTuple):
+    x: object
+    y: object
+
+
+def test_plain_leaves_exact_types_and_is_bounded():
+    value = [Counter("aa"), {_Str("k"): _Int(1)}, _Pair(_Colour.RED, True), frozenset([_Int(3)])]
+    found = plain(value)
+    assert typed(found) == typed([{"a": 2}, {"k": 1}, (1, True), {3}])
+    assert typed(decode(encode(found))) == typed(found)
+    circle: list = []
+    circle.append(circle)
+    deep: list = []
+    for _ in range(10_000):
+        deep = [deep]
+    for endless in (circle, deep):
+        with pytest.raises(CodecError):
+            plain(endless)
+    for other in (object(), deque([1]), bytearray(b"x"), range(3)):
+        assert plain(other) is other  # for `encode` to refuse
 
 
 def test_depth_size_and_circles_are_bounded():

@@ -40,6 +40,7 @@ ROWS = [
     (STUB, "    return a * b\n", "code", json.dumps(CHECK), 0.0, "wrong"),
     ("q", "x", "code", "{}", None, "bad_ground_truth:no_tests"),
     ("mine", "a b c", "my_rewards:verify", "4", 0.75, "mine"),
+    ("q", r"\boxed{1}", "math", r"\frac{1}{", None, "bad_ground_truth:unparsable"),
     ("q", "x", "maths", "1", None, "unknown_verifier"),
     ("q", None, "math", "1", None, "missing_completion"),
     ("q", "x", "math", None, None, "missing_ground_truth"),
@@ -63,12 +64,19 @@ def table(rows: list[tuple]) -> pa.Table:
 def test_all_rows_come_back_in_order(tmp_path, namespaces):
     (tmp_path / "my_rewards.py").write_text(MINE)
     rows = [*ROWS, *(ROWS[k % 5 if k % 5 != 1 else 0] for k in range(400))]
-    pq.write_table(table(rows), tmp_path / "in.parquet", row_group_size=100)
-    done = verify(tmp_path, "in.parquet", "out.parquet", "reward.timeout_s=2")
+    made = table(rows)
+    earlier = made.append_column("score", pa.array(["old"] * len(rows)))  # is replaced
+    verifiers = earlier["verifier"].dictionary_encode()
+    earlier = earlier.set_column(earlier.schema.get_field_index("verifier"), "verifier", verifiers)
+    pq.write_table(earlier, tmp_path / "in.parquet", row_group_size=100)
+    arguments = ["in.parquet", "out.parquet", "reward.timeout_s=2", "--workers", "2"]
+    done = verify(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
+    assert "replaces score of in.parquet" in done.stderr
     assert f"{len(rows)}/{len(rows)}" in done.stderr
     out = pq.read_table(tmp_path / "out.parquet")
-    assert out.drop(["score", "reason", "seconds"]) == table(rows)
+    kept = out.drop(["score", "reason", "seconds"])
+    assert kept.schema.names == made.schema.names and kept.to_pylist() == made.to_pylist()
     assert out.schema.names[-3:] == ["score", "reason", "seconds"]
     found = out.to_pylist()
     for row in found:
@@ -88,6 +96,8 @@ def test_all_rows_come_back_in_order(tmp_path, namespaces):
         (["in.parquet", "nowhere/out.parquet"], ["nowhere"]),
         (["in.parquet", "out.parquet", "reward.timeout=2"], ["timeout_s"]),
         (["in.parquet", "out.parquet", "grpo.steps=2"], ["reward"]),
+        (["in.parquet", "out.parquet", "reward.overlong_cache_tokens=9"], ["overlong", "leave it"]),
+        (["in.parquet", "out.parquet", "reward.control=constant"], ["control", "leave it"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, words):
