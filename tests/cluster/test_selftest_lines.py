@@ -194,6 +194,23 @@ def test_packing_leak(learner, rng, monkeypatch):
     assert lines.packing_leak(learner, rng).passed is False
 
 
+def test_a_small_leak_is_one_in_bfloat16_too(folder, rng, monkeypatch):
+    """Rows of one shape give the same bits whatever the dtype, on a CPU."""
+    coarse = local(folder, engine_dtype="bfloat16", autocast="bfloat16")
+    assert lines.packing_leak(coarse, rng).passed
+    hidden = coarse.hidden
+
+    def leaking(documents):
+        """Each document's states moved by the row's first token, by up to a thousandth."""
+        found = hidden(documents)
+        size = max(float(h.abs().max()) for h in found)
+        return [h + 1e-3 * size * float(documents[0][0]) / coarse.vocabulary for h in found]
+
+    monkeypatch.setattr(coarse, "hidden", leaking)
+    line = lines.packing_leak(coarse, rng)
+    assert line.passed is False and "limit 0)" in line.figures
+
+
 @pytest.fixture(scope="module", params=["falcon-2-rms-tied", "granite-1-tied", "nemotron-1"])
 def family_folder(request, tmp_path_factory):
     """One of each family: transformers stores the last two under other names than it holds."""
@@ -271,6 +288,25 @@ async def test_a_multiplier_without_effect_is_dead(folder, learner, rng):
     traces = await lines.sampled(engine, learner, rng, TOKENS)
     line = lines.multipliers_alive(learner, traces)
     assert line.passed is False and "'key'" in line.figures and "'attention_out'" in line.figures
+
+
+@pytest.mark.parametrize(("noise", "passed"), [(1.2, True), (1000.0, None)])
+async def test_multipliers_below_the_noise_are_not_said_to_pass(
+    folder, learner, rng, noise, passed
+):
+    traces = await lines.sampled(PlainEngine(folder), learner, rng, TOKENS)
+    noisy = [
+        Trace(t.ids, t.logprobs + noise * rng.standard_normal(TOKENS, np.float32), t.temperature)
+        for t in traces
+    ]
+    assert "noise" not in lines.multipliers_alive(learner, traces).figures
+    line = lines.multipliers_alive(learner, noisy)
+    assert line.passed is passed and "below this dtype's noise" in line.figures, line
+    if passed is None:  # a multiplier that is dead in the learner fails whatever the noise
+        with torch.no_grad():
+            for layer in learner.model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+        assert lines.multipliers_alive(learner, noisy).passed is False
 
 
 async def test_lines_that_a_model_has_nothing_for(folder, learner, rng, monkeypatch):
