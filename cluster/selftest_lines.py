@@ -214,11 +214,14 @@ def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
     dead = [m for m, shift in shifts.items() if not shift > 0]
     lost = [m for m, share in shares.items() if not abs(share) < 0.5 and m not in unclear]
     weakest = min(shifts, key=lambda m: shifts[m])
-    most = max(shares, key=lambda m: abs(shares[m]))
     figures = (
         f"{len(values)} taken out one by one: smallest effect {shifts[weakest]:.2g} ({weakest}, "
-        f"limit > 0); largest share that the engine lacks {shares[most]:.2g} ({most}, limit 0.5)"
+        "limit > 0)"
     )
+    judged = [m for m in values if m not in unclear]
+    if judged:
+        most = max(judged, key=lambda m: abs(shares[m]))
+        figures += f"; largest share that the engine lacks {shares[most]:.2g} ({most}, limit 0.5)"
     if dead or lost:
         figures += f"; without effect: {dead}; lost by the engine: {lost}"
     if unclear:
@@ -228,7 +231,7 @@ def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
         )
     if dead or lost:
         return Line(MULTIPLIERS, False, figures)
-    return Line(MULTIPLIERS, None if len(unclear) == len(values) else True, figures)
+    return Line(MULTIPLIERS, True if judged else None, figures)
 
 
 async def identical_reload(

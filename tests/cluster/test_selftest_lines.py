@@ -302,6 +302,7 @@ async def test_multipliers_below_the_noise_are_not_said_to_pass(
     assert "noise" not in lines.multipliers_alive(learner, traces).figures
     line = lines.multipliers_alive(learner, noisy)
     assert line.passed is passed and "below this dtype's noise" in line.figures, line
+    assert ("share that the engine lacks" in line.figures) == bool(passed)
     if passed is None:  # a multiplier that is dead in the learner fails whatever the noise
         with torch.no_grad():
             for layer in learner.model.model.layers:
