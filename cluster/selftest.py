@@ -91,6 +91,7 @@ async def _lines(options: Options, device: str, scratch: Path) -> AsyncIterator[
 
     from cluster import selftest_lines as lines
     from cluster.selftest_engine import PoolEngine
+    from cluster.selftest_export import EXPORT, export_round_trip
     from cluster.selftest_learner import LocalLearner
     from h1r_rl.grpo.tripwires import gap_bounds
 
@@ -121,8 +122,8 @@ async def _lines(options: Options, device: str, scratch: Path) -> AsyncIterator[
     try:
         own = asyncio.to_thread  # beside the engine's start
         yield await _judged(lines.LEAK, own(lines.packing_leak, learner, rng))
-        exported = own(lines.export_round_trip, learner, options.folder, scratch)
-        yield await _judged(lines.EXPORT, exported)
+        exported = own(export_round_trip, learner, options.folder, scratch)
+        yield await _judged(EXPORT, exported)
         engine = await starting
         tokens = min(ANSWER_TOKENS, rollout.max_model_len // 4)
         traces = await lines.sampled(engine, learner, rng, tokens)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,18 +17,16 @@ from numpy.typing import NDArray
 
 from cluster.selftest_learner import LocalLearner
 from h1r_rl.hybrid.computed_values import computed_values, disagreements
-from h1r_rl.hybrid.load import load_policy
 from h1r_rl.hybrid.logprob_gap import Gap, gap
 from h1r_rl.hybrid.multipliers import multiplier_values, without
 
 Ids = NDArray[np.int32]
 Logprobs = NDArray[np.float32]
 
-LEAK, EXPORT, FLOOR = "packing leak", "export round trip", "scan/decode floor"
+LEAK, FLOOR = "packing leak", "scan/decode floor"
 VALUES, MULTIPLIERS = "tensor values", "multipliers alive"
 RELOAD, STALE = "identical-weights reload", "stale prefix after an update"
 
-HEAD = "lm_head.weight"  # stored under this name by every family
 DOCUMENT_LENGTHS = (1, 63, 64, 65, 2, 130, 17)  # around the scan's chunk
 LEAK_ON_CUDA = 1e-3  # rows of one shape: on CPUs the same bits, kernels there may add in any order
 ALONE = 1e-4  # packed against one by one, of the largest hidden value
@@ -96,57 +93,6 @@ def packing_leak(learner: LocalLearner, rng: np.random.Generator) -> Line:
         f"other documents changed: moved by {leak:.2g} (limit {leak_limit:g}); packed against one "
         f"by one: {apart:.2g} (limit {limit:g}), of the largest hidden value",
     )
-
-
-def export_round_trip(learner: LocalLearner, source: Path, scratch: Path) -> Line:
-    """Files hold the same bits under the same stored names, before and after; what loads again is
-    what is held, under the model's own names (transformers stores some families' under others)."""
-    folder = scratch / "exported"
-    learner.export(source, folder)
-    before, after = Stored(source), Stored(folder)
-    may_lack = _copies(learner.model, before)
-    wrong = (before.names ^ after.names) - may_lack
-    for name in sorted(before.names & after.names):
-        written = after.read(name)
-        if not before.read(name).to(written.dtype).equal(written):
-            wrong.add(name)
-    again: Any = load_policy(folder, trust_remote_code=learner.trust_remote_code)
-    held, loaded = learner.model.state_dict(), again.state_dict()
-    wrong |= held.keys() ^ loaded.keys()
-    wrong |= {n for n in held.keys() & loaded.keys() if not loaded[n].equal(held[n].cpu())}
-    values, back = multiplier_values(learner.model.config), multiplier_values(again.config)
-    wrong |= {name for name in values if back.get(name) != values[name]}
-    figures = f"{len(after.names)} tensors written, {len(wrong)} differ (limit 0)"
-    if wrong:
-        figures += f": {', '.join(sorted(wrong)[:3])}"
-    return Line(EXPORT, bool(after.names) and not wrong, figures)
-
-
-class Stored:
-    """The tensors of a folder's safetensors files, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self._files: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as tensors:
-                self._files |= dict.fromkeys(tensors.keys(), file)
-        self.names = set(self._files)
-
-    def read(self, name: str) -> Any:
-        from safetensors import safe_open
-
-        with safe_open(self._files[name], "pt") as tensors:
-            return tensors.get_tensor(name)
-
-
-def _copies(model: Any, stored: Stored) -> set[str]:
-    """What a folder holds twice: the output embedding of a tied model, where it is the input's."""
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if head is not embedding or HEAD not in stored.names:
-        return set()
-    return {HEAD} if stored.read(HEAD).to(head.dtype).equal(head.detach().cpu()) else set()
 
 
 async def sampled(

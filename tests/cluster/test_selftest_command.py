@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster import selftest_lines as lines
+from cluster.selftest_export import EXPORT
 
 ROOT = Path(__file__).parents[2]
 LINES = (
-    lines.LEAK, lines.EXPORT, lines.FLOOR, lines.VALUES, lines.MULTIPLIERS, lines.RELOAD,
+    lines.LEAK, EXPORT, lines.FLOOR, lines.VALUES, lines.MULTIPLIERS, lines.RELOAD,
     lines.STALE,
 )  # fmt: skip
 

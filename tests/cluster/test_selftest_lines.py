@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster import selftest_lines as lines
+from cluster.selftest_export import export_round_trip
 from cluster.selftest_learner import LocalLearner
 from cluster.selftest_lines import Trace
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig, TinyModelConfig
@@ -231,7 +232,7 @@ def name_of_D(folder) -> str:
 
 
 def test_export_round_trip(family_folder, tmp_path):
-    line = lines.export_round_trip(local(family_folder), family_folder, tmp_path)
+    line = export_round_trip(local(family_folder), family_folder, tmp_path)
     assert line.passed, line.figures
     written = load_file(tmp_path / "exported" / "model.safetensors")
     assert line.figures == f"{len(written)} tensors written, 0 differ (limit 0)"
@@ -253,7 +254,7 @@ def test_an_export_that_is_not_the_source_fails(family_folder, tmp_path, monkeyp
         rewrite(target, broken)
 
     monkeypatch.setattr(learner, "export", export)
-    line = lines.export_round_trip(learner, family_folder, tmp_path)
+    line = export_round_trip(learner, family_folder, tmp_path)
     assert line.passed is False and name in line.figures
 
 
@@ -264,9 +265,9 @@ def test_an_output_embedding_stored_beside_its_tie(family_folder, tmp_path):
     learner = local(source)
     values = learner.model.get_input_embeddings().weight.detach().clone()
     rewrite(source, lambda tensors: tensors.update({"lm_head.weight": values}))
-    assert lines.export_round_trip(learner, source, tmp_path / "same").passed
+    assert export_round_trip(learner, source, tmp_path / "same").passed
     rewrite(source, lambda tensors: tensors["lm_head.weight"][0].add_(1.0))
-    line = lines.export_round_trip(learner, source, tmp_path / "other")
+    line = export_round_trip(learner, source, tmp_path / "other")
     assert line.passed is False and "lm_head.weight" in line.figures
 
 
@@ -275,7 +276,7 @@ def test_a_model_that_was_loaded_wrongly_does_not_pass_the_export(family_folder,
     name, A_log = next(p for p in learner.model.named_parameters() if p[0].endswith("A_log"))
     with torch.no_grad():
         A_log[0] += 1e-6
-    line = lines.export_round_trip(learner, family_folder, tmp_path)
+    line = export_round_trip(learner, family_folder, tmp_path)
     assert line.passed is False and name.rpartition("layers.")[2] in line.figures
 
 
