@@ -10,10 +10,11 @@ from cluster.splits import SPLITS, check_splits
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.generate import generate_into
 from h1r_rl.errors import ConfigError, DataError
+from h1r_rl.hybrid.experts import refuse_experts
 
 
 def check_files(config: RunConfig) -> None:
-    """Columns of every data file, and a chat template beside a real model's tokenizer."""
+    """Columns of every data file, and of a real model its layers, context and chat template."""
     data = config.data
     for split in SPLITS:
         last = data.response_column if split == "sft" else data.ground_truth_column
@@ -28,6 +29,7 @@ def check_files(config: RunConfig) -> None:
     if config.model.path is not None:
         from h1r_rl.data.chat import load_tokenizer
 
+        refuse_experts(config.model.path)
         _check_context(config, config.model.path)
         load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
 

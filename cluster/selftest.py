@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ def selftest(options: Options, say: Callable[[str], None]) -> bool:
     """Say a line for each check; True when none failed. DataError for a folder that is no model."""
     from h1r_rl.hybrid.load import refuse_no_model
 
+    started = time.monotonic()
     refuse_no_model(options.folder)
     import ray
     import torch
@@ -57,12 +59,20 @@ def selftest(options: Options, say: Callable[[str], None]) -> bool:
         logging_level="error",
     )
     try:
-        return asyncio.run(_selftest(options, device, say))
+        failed = asyncio.run(_selftest(options, device, say))
     finally:
         ray.shutdown()
+    seconds = f"{time.monotonic() - started:.0f} s in all"
+    say(
+        f"{failed} lines failed, {seconds}; docs/selftest.md"
+        if failed
+        else f"no line failed, {seconds}"
+    )
+    return not failed
 
 
-async def _selftest(options: Options, device: str, say: Callable[[str], None]) -> bool:
+async def _selftest(options: Options, device: str, say: Callable[[str], None]) -> int:
+    """Says each line as it is known; how many failed."""
     from cluster.selftest_lines import Line
 
     failed = 0
@@ -72,8 +82,7 @@ async def _selftest(options: Options, device: str, say: Callable[[str], None]) -
             word = {True: "pass", False: "FAIL", None: "n/a "}[line.passed]
             say(f"{word}  {line.name}: {line.figures}")
             failed += line.passed is False
-    say(f"{failed} lines failed; docs/selftest.md" if failed else "no line failed")
-    return not failed
+    return failed
 
 
 async def _lines(options: Options, device: str, scratch: Path) -> AsyncIterator[Any]:
@@ -82,6 +91,7 @@ async def _lines(options: Options, device: str, scratch: Path) -> AsyncIterator[
 
     from cluster import selftest_lines as lines
     from cluster.selftest_engine import PoolEngine
+    from cluster.selftest_export import EXPORT, export_round_trip
     from cluster.selftest_learner import LocalLearner
     from h1r_rl.grpo.tripwires import gap_bounds
 
@@ -112,8 +122,8 @@ async def _lines(options: Options, device: str, scratch: Path) -> AsyncIterator[
     try:
         own = asyncio.to_thread  # beside the engine's start
         yield await _judged(lines.LEAK, own(lines.packing_leak, learner, rng))
-        exported = own(lines.export_round_trip, learner, options.folder, scratch)
-        yield await _judged(lines.EXPORT, exported)
+        exported = own(export_round_trip, learner, options.folder, scratch)
+        yield await _judged(EXPORT, exported)
         engine = await starting
         tokens = min(ANSWER_TOKENS, rollout.max_model_len // 4)
         traces = await lines.sampled(engine, learner, rng, tokens)

@@ -46,6 +46,10 @@ class LocalLearner:
         return self._device_type == "cpu" and not self._autocast
 
     @property
+    def on_cuda(self) -> bool:
+        return self._device_type == "cuda"
+
+    @property
     def vocabulary(self) -> int:
         """Ids that a document may be made of."""
         return int(self.model.config.get_text_config().vocab_size)

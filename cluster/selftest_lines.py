@@ -8,9 +8,8 @@ or in tests a plain model with a fault put in.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,18 +17,18 @@ from numpy.typing import NDArray
 
 from cluster.selftest_learner import LocalLearner
 from h1r_rl.hybrid.computed_values import computed_values, disagreements
-from h1r_rl.hybrid.load import load_policy
 from h1r_rl.hybrid.logprob_gap import Gap, gap
 from h1r_rl.hybrid.multipliers import multiplier_values, without
 
 Ids = NDArray[np.int32]
 Logprobs = NDArray[np.float32]
 
-LEAK, EXPORT, FLOOR = "packing leak", "export round trip", "scan/decode floor"
+LEAK, FLOOR = "packing leak", "scan/decode floor"
 VALUES, MULTIPLIERS = "tensor values", "multipliers alive"
 RELOAD, STALE = "identical-weights reload", "stale prefix after an update"
 
 DOCUMENT_LENGTHS = (1, 63, 64, 65, 2, 130, 17)  # around the scan's chunk
+LEAK_ON_CUDA = 1e-3  # rows of one shape: on CPUs the same bits, kernels there may add in any order
 ALONE = 1e-4  # packed against one by one, of the largest hidden value
 ALONE_COARSE = 0.05  # the same in bfloat16 or by CUDA kernels
 TEMPERATURES = (1.0, 0.7)
@@ -38,7 +37,7 @@ UNCLEAR = 0.25  # standard error of the lacking share above which an engine's no
 
 @dataclass(frozen=True)
 class Line:
-    """`passed` None: the model has nothing of the kind."""
+    """`passed` None: the model has nothing of the kind, or nothing could be told."""
 
     name: str
     passed: bool | None
@@ -87,46 +86,13 @@ def packing_leak(learner: LocalLearner, rng: np.random.Generator) -> Line:
     leak = float((learner.hidden(others)[kept] - before[kept]).abs().max()) / size
     apart = max(float((a - b).abs().max()) for a, b in zip(before, alone, strict=True)) / size
     limit = ALONE if learner.is_exact else ALONE_COARSE
-    leak_limit = 0.0 if learner.is_exact else limit
+    leak_limit = LEAK_ON_CUDA if learner.on_cuda else 0.0
     return Line(
         LEAK,
         leak <= leak_limit and apart <= limit,
         f"other documents changed: moved by {leak:.2g} (limit {leak_limit:g}); packed against one "
         f"by one: {apart:.2g} (limit {limit:g}), of the largest hidden value",
     )
-
-
-def export_round_trip(learner: LocalLearner, source: Path, scratch: Path) -> Line:
-    """What was read, is held, is exported and loads again: the same bits under the same names."""
-    folder = scratch / "exported"
-    learner.export(source, folder)
-    held = {name: tensor.cpu() for name, tensor in learner.model.state_dict().items()}
-    wrong: set[str] = set()
-    for where in (source, folder):
-        for name, tensor in _stored(where):
-            if name in held and not tensor.to(held[name].dtype).equal(held[name]):
-                wrong.add(name)
-    written = {name for name, _ in _stored(folder)}
-    again: Any = load_policy(folder, trust_remote_code=learner.trust_remote_code)
-    loaded = dict(again.named_parameters())
-    wrong |= written - held.keys()
-    wrong |= {name for name, _ in learner.model.named_parameters() if name not in loaded}
-    wrong |= {n for n, p in loaded.items() if n not in held or not p.equal(held[n])}
-    values, back = multiplier_values(learner.model.config), multiplier_values(again.config)
-    wrong |= {name for name in values if back.get(name) != values[name]}
-    figures = f"{len(written)} tensors written, {len(wrong)} differ (limit 0)"
-    if wrong:
-        figures += f": {', '.join(sorted(wrong)[:3])}"
-    return Line(EXPORT, bool(written) and not wrong, figures)
-
-
-def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():
-                yield name, tensors.get_tensor(name)
 
 
 async def sampled(
@@ -174,7 +140,8 @@ def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
     """Each multiplier moves the learner's log-probabilities, and the engine computes with it.
 
     The engine's distance from the learner is projected on what losing the multiplier would do: a
-    share of 0 is an engine that has it, 1 one that has lost it.
+    share of 0 is an engine that has it, 1 one that has lost it. Where the distance is all noise the
+    share says nothing; of a model of which no share says anything, the engine was not tested.
     """
     values = multiplier_values(learner.model.config)
     if not values:
@@ -193,16 +160,24 @@ def multipliers_alive(learner: LocalLearner, traces: Sequence[Trace]) -> Line:
     dead = [m for m, shift in shifts.items() if not shift > 0]
     lost = [m for m, share in shares.items() if not abs(share) < 0.5 and m not in unclear]
     weakest = min(shifts, key=lambda m: shifts[m])
-    most = max(shares, key=lambda m: abs(shares[m]))
     figures = (
         f"{len(values)} taken out one by one: smallest effect {shifts[weakest]:.2g} ({weakest}, "
-        f"limit > 0); largest share that the engine lacks {shares[most]:.2g} ({most}, limit 0.5)"
+        "limit > 0)"
     )
+    judged = [m for m in values if m not in unclear]
+    if judged:
+        most = max(judged, key=lambda m: abs(shares[m]))
+        figures += f"; largest share that the engine lacks {shares[most]:.2g} ({most}, limit 0.5)"
     if dead or lost:
         figures += f"; without effect: {dead}; lost by the engine: {lost}"
     if unclear:
-        figures += f"; below this dtype's noise: {', '.join(unclear)} (ask --dtype float32)"
-    return Line(MULTIPLIERS, not dead and not lost, figures)
+        figures += (
+            f"; below this dtype's noise, so that the engine was not judged by {len(unclear)}: "
+            f"{', '.join(unclear)} (ask --dtype float32)"
+        )
+    if dead or lost:
+        return Line(MULTIPLIERS, False, figures)
+    return Line(MULTIPLIERS, True if judged else None, figures)
 
 
 async def identical_reload(

@@ -69,9 +69,9 @@ class LearnerActor:
         import deepspeed
         import torch
 
-        from h1r_rl.hybrid.engine_values import compute_as_engine
         from h1r_rl.hybrid.load import load_policy
         from learners.deepspeed_engine import PolicyLogprobs, build_engine
+        from learners.frozen_reference import FrozenReference
 
         torch.manual_seed(seed + self._rank)
         if not on_gpu:
@@ -98,8 +98,7 @@ class LearnerActor:
         self._engine = build_engine(policy(), self._learner, self._optimizer)
         self._reference = None
         if algorithm is not None and algorithm.kl.coefficient:
-            self._reference = policy().eval().requires_grad_(False)
-            compute_as_engine(self._reference.model, engine_dtype, autocast=False)
+            self._reference = FrozenReference(policy(), self._learner)
         self._algorithm = algorithm
         self._max_response_tokens = max_response_tokens
         self._total_steps = total_steps

@@ -20,7 +20,7 @@ from h1r_rl.grpo.build_batch import TrainPlan, advantages_by_group, build_micro_
 from h1r_rl.grpo.policy_loss import LossInputs, policy_loss, reduce_metrics, sft_loss
 from h1r_rl.records import Completion, MicroBatch
 
-Logprobs = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Reference = Callable[[Tensor, Tensor, Tensor], Tensor]  # learners.frozen_reference
 
 
 def run_plan(
@@ -29,7 +29,7 @@ def run_plan(
     completions: Mapping[tuple[int, int], Completion],
     *,
     algorithm: AlgorithmConfig | None,
-    reference: Logprobs | None,
+    reference: Reference | None,
     max_response_tokens: int,
 ) -> dict[str, float]:
     """Accumulate gradients for the plan; returns means over all ranks."""
@@ -74,7 +74,7 @@ def _loss_inputs(
     engine: Any,
     batch: MicroBatch,
     algorithm: AlgorithmConfig,
-    reference: Logprobs | None,
+    reference: Reference | None,
     device: Any,
     learner_version: int,
 ) -> LossInputs:
@@ -84,16 +84,12 @@ def _loss_inputs(
         return torch.from_numpy(values[batch.loss_mask]).to(device)
 
     logprobs, entropy = engine(ids, starts, positions)
-    frozen = None
-    if reference is not None:
-        with torch.no_grad():
-            frozen, _ = reference(ids, starts, positions)
     return LossInputs(
         logprobs=logprobs,
         behaviour=at_targets(batch.behaviour_logprobs),
         # One optimizer step a batch: the first forward of the step is this one.
         proximal=logprobs.detach() if algorithm.proximal == "recompute" else None,
-        reference=frozen,
+        reference=reference(ids, starts, positions) if reference else None,
         advantages=at_targets(batch.advantages),
         document=torch.bucketize(positions, starts[1:], right=True),
         num_documents=len(starts) - 1,

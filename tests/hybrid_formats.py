@@ -25,14 +25,14 @@ from h1r_rl.config.schema import TinyModelConfig
 from h1r_rl.hybrid.tiny import build_tokenizer, multipliers
 
 # heads, kv heads, head dim, mamba heads, mamba head dim, state, groups, rms norm, tied: the ratios
-# of the published sizes at tiny widths
+# of the published sizes at tiny widths, some with one KV head and some with two
 SHAPES = {
-    "0.5B": (4, 1, 32, 6, 16, 16, 1, False, False),
+    "0.5B": (8, 2, 32, 6, 16, 16, 1, False, False),
     "1.5B": (4, 1, 32, 6, 16, 32, 1, False, True),
-    "1.5B-Deep": (3, 1, 32, 6, 16, 32, 1, True, False),
+    "1.5B-Deep": (6, 2, 32, 6, 16, 32, 1, True, False),
     "3B": (5, 1, 32, 4, 32, 32, 1, False, False),
     "7B": (6, 1, 32, 4, 24, 32, 1, True, False),
-    "34B": (5, 1, 32, 4, 32, 32, 2, True, False),
+    "34B": (10, 2, 32, 4, 32, 32, 2, True, False),
 }
 
 

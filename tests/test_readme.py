@@ -50,6 +50,16 @@ def test_every_file_it_names_is_there(path):
     assert (ROOT / path).exists() or path in ("report.md",), path
 
 
+def test_every_alarm_has_a_page_that_it_links():
+    from h1r_rl.grpo.tripwires import ALARMS
+
+    pages = {f"docs/tripwires/{alarm}.md" for alarm in ALARMS}
+    assert pages == {str(p.relative_to(ROOT)) for p in ROOT.glob("docs/tripwires/*")}
+    links = set(re.findall(r"\]\(([^)#]+)\)", README))
+    assert pages | {"docs/selftest.md"} <= links
+    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
+
+
 def test_every_preset_is_named():
     from h1r_rl.grpo.presets import PRESETS
 

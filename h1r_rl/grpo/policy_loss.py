@@ -53,6 +53,7 @@ def policy_loss(
     surrogate, clipped = surrogate_loss(log_ratio, inputs.advantages, inputs.logprobs, algorithm)
     weight, truncated = _correction(inputs, algorithm)
     per_token = surrogate * weight
+    kl = None
     if inputs.reference is not None and algorithm.kl.coefficient:
         kl = reference_kl(inputs.logprobs, inputs.reference, algorithm.kl.estimator)
         per_token = per_token + algorithm.kl.coefficient * kl
@@ -60,7 +61,12 @@ def policy_loss(
     if algorithm.positive_ce and plan.num_positive_tokens:
         nll = -(inputs.logprobs * inputs.positive).sum() / plan.num_positive_tokens
         loss = loss + algorithm.positive_ce * nll
-    return loss, _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan)
+    per_token_sums: dict[str, Tensor] = {"truncated_share": truncated}
+    if inputs.proximal is None:
+        per_token_sums["clip_fraction"] = clipped
+    else:  # the ratio is 1 with one optimizer step a batch: a share of 0 would say "in bounds"
+        per_token_sums["correction_weight"] = weight
+    return loss, _metric_sums(inputs, log_ratio, per_token_sums, kl, loss, plan)
 
 
 def sft_loss(logprobs: Tensor, num_target_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -72,7 +78,12 @@ def sft_loss(logprobs: Tensor, num_target_tokens: int) -> tuple[Tensor, dict[str
 def reference_kl(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
     """[N] estimates of KL(pi_theta || pi_ref) on sampled tokens, with r = pi_ref / pi_theta:
     k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r (Schulman, "Approximating KL divergence",
-    2020). Default k3, as in GRPO (2402.03300), with coefficient 0 (there: 0.04)."""
+    2020). Default k3, as in GRPO (2402.03300), with coefficient 0 (there: 0.04).
+
+    A warning on k1: on tokens that the policy itself sampled, the gradient of this term is that of
+    log pi_theta, whose expectation is 0. It reports the divergence without bias and adds only noise
+    to the gradient; to hold the policy near the reference choose k2 (whose gradient is that of the
+    divergence) or k3."""
     log_r = (reference - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
         return -log_r
@@ -142,7 +153,9 @@ def _count(values: Tensor) -> Tensor:
     return torch.tensor(float(values.numel()), device=values.device)
 
 
-def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str, Tensor]:
+def _metric_sums(inputs, log_ratio, per_token, to_reference, loss, plan) -> dict[str, Tensor]:
+    """`per_token`: [N] values whose means are logged, over all tokens and by age. `to_reference`
+    [N] or None: its mean, over all target tokens alike, is logged as kl_reference."""
     with torch.no_grad():
         log_mu_ratio = (inputs.logprobs - inputs.behaviour).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         kl = log_mu_ratio.exp() - 1 - log_mu_ratio  # k3 of KL(mu || pi) on tokens from mu
@@ -151,8 +164,7 @@ def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str,
             "loss": loss.detach(),
             "tokens": _count(inputs.behaviour),
             "sum/ratio_mean": log_ratio.exp().sum(),
-            "sum/clip_fraction": clipped.sum(),
-            "sum/truncated_share": truncated.sum(),
+            **{f"sum/{name}": values.sum() for name, values in per_token.items()},
             "sum/entropy": inputs.entropy.sum(),
             "sum/kl_behaviour": kl.sum(),
             "gap/logprob_gap": (log_mu_ratio.abs() * inputs.fresh).sum(),
@@ -160,10 +172,12 @@ def _metric_sums(inputs, log_ratio, clipped, truncated, loss, plan) -> dict[str,
             "gap/logprob_gap_stale": (log_mu_ratio.abs() * ~inputs.fresh).sum(),
             "tokens_logprob_gap_stale": (~inputs.fresh).sum(),
         }
+        if to_reference is not None:
+            sums["sum/kl_reference"] = to_reference.sum()
         # A fixed set of ages, so that all ranks reduce the same keys.
         for a in range(plan.learner_version - plan.oldest_version + 1):
             sums[f"age/{a}/kl_behaviour"] = (kl * (age == a)).sum()
-            sums[f"age/{a}/clip_fraction"] = (clipped & (age == a)).sum()
-            sums[f"age/{a}/truncated_share"] = (truncated & (age == a)).sum()
+            for name, values in per_token.items():
+                sums[f"age/{a}/{name}"] = (values * (age == a)).sum()
             sums[f"age/{a}/tokens"] = (age == a).sum()
     return {name: value.detach().to(torch.float64) for name, value in sums.items()}

@@ -89,6 +89,9 @@ def document_attention(
 
     Documents of like length share a call, padded on the right, where a causal mask makes padding
     harmless: one call a document would cost more than the attention itself when they are short.
+    That is exact on every device: no query sees a key of another document or one of the padding. A
+    varlen kernel on CUDA (`cu_seqlens` and no padding, which is at most a quarter plus 16 tokens a
+    document here) would be faster; it is an optimisation that is not done.
     """
     if documents is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from h1r_rl.errors import ConfigError, DataError
 from h1r_rl.hybrid.boundaries import FAMILIES, install_boundaries
 from h1r_rl.hybrid.cuda_kernels import require_kernels
+from h1r_rl.hybrid.experts import refuse_experts
 
 UNBOUNDED = (0.0, float("inf"))
 
@@ -33,6 +34,7 @@ def load_policy(
 
     folder = Path(folder)
     refuse_no_model(folder)
+    refuse_experts(folder)
     if device.startswith("cuda"):
         _refuse_on_cuda(json.loads((folder / "config.json").read_text()))
     model = AutoModelForCausalLM.from_pretrained(

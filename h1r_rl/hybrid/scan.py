@@ -2,8 +2,9 @@
 
 Invariant: for every document y_t = C_t h_t + D x_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t
 and h = 0 before its first token, for every chunk size (state-space duality, 2405.21060 section 6).
-A chunk never holds tokens of two documents, so no document enters another's arithmetic, not even
-its rounding. Time and memory are linear in the number of tokens.
+A chunk never holds tokens of two documents, so no document's contents enter another's arithmetic,
+not even its rounding. The longest one's length may: it sets the chunk and so the order of sums.
+Time and memory are linear in the number of tokens.
 """
 
 from __future__ import annotations

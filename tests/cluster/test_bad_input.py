@@ -144,6 +144,13 @@ def test_a_context_smaller_than_what_is_asked(h1r, tiny_model_folder):
     assert code == 2 and "beyond the model's context of 512 tokens" in error
 
 
+def test_a_model_with_experts(h1r, tmp_path):
+    settings = {"model_type": "granitemoehybrid", "num_local_experts": 64}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    code, error, _ = h1r("check", "model.tiny=null", f"model.path={tmp_path}")
+    assert code == 2 and "experts are not carried yet" in error
+
+
 def test_a_port_in_use(h1r, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

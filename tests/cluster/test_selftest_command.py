@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster import selftest_lines as lines
+from cluster.selftest_export import EXPORT
 
 ROOT = Path(__file__).parents[2]
 LINES = (
-    lines.LEAK, lines.EXPORT, lines.FLOOR, lines.VALUES, lines.MULTIPLIERS, lines.RELOAD,
+    lines.LEAK, EXPORT, lines.FLOOR, lines.VALUES, lines.MULTIPLIERS, lines.RELOAD,
     lines.STALE,
 )  # fmt: skip
 
@@ -34,7 +36,28 @@ def test_a_sound_model_passes_every_line(tiny_model_folder):
     found = done.stdout.splitlines()
     assert [line[6:].partition(":")[0] for line in found[:-1]] == list(LINES), done.stdout
     assert all(line.startswith("pass  ") for line in found[:-1]), done.stdout
-    assert found[-1] == "no line failed"
+    assert re.fullmatch(r"no line failed, \d+ s in all", found[-1]), done.stdout
+
+
+@pytest.mark.parametrize(("failing", "last"), [(0, "no line failed"), (1, "1 lines failed")])
+def test_the_last_line_counts_failures_and_seconds(tmp_path, monkeypatch, failing, last):
+    import ray
+
+    from cluster import selftest
+
+    async def made(options, device, scratch):
+        for name, passed in (("a", True), ("b", None), ("c", not failing)):
+            yield lines.Line(name, passed, "figures")
+
+    monkeypatch.setattr(selftest, "_lines", made)
+    monkeypatch.setattr("h1r_rl.hybrid.load.refuse_no_model", lambda folder: None)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    said: list[str] = []
+    assert selftest.selftest(selftest.Options(tmp_path, device="cpu"), said.append) == (not failing)
+    words = ["pass", "n/a ", "FAIL" if failing else "pass"]
+    assert said[:-1] == [f"{w}  {n}: figures" for w, n in zip(words, "abc", strict=True)]
+    assert re.match(rf"{last}, \d+ s in all", said[-1])
 
 
 @pytest.mark.parametrize(("sound", "code"), [(True, 0), (False, 1)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster import selftest_lines as lines
+from cluster.selftest_export import export_round_trip
 from cluster.selftest_learner import LocalLearner
 from cluster.selftest_lines import Trace
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig, TinyModelConfig
@@ -20,6 +23,7 @@ from h1r_rl.hybrid import boundaries
 from h1r_rl.hybrid.computed_values import computed_values
 from h1r_rl.hybrid.tiny import build_tiny_model
 
+FORMATS = runpy.run_path(str(Path(__file__).parents[1] / "hybrid_formats.py"))
 LIMIT = 1e-5
 TOKENS = 24
 
@@ -191,26 +195,89 @@ def test_packing_leak(learner, rng, monkeypatch):
     assert lines.packing_leak(learner, rng).passed is False
 
 
-def test_export_round_trip(folder, learner, tmp_path, monkeypatch):
-    assert lines.export_round_trip(learner, folder, tmp_path).passed
+def test_a_small_leak_is_one_in_bfloat16_too(folder, rng, monkeypatch):
+    """Rows of one shape give the same bits whatever the dtype, on a CPU."""
+    coarse = local(folder, engine_dtype="bfloat16", autocast="bfloat16")
+    assert lines.packing_leak(coarse, rng).passed
+    hidden = coarse.hidden
 
-    def corrupted(source, target):
+    def leaking(documents):
+        """Each document's states moved by the row's first token, by up to a thousandth."""
+        found = hidden(documents)
+        size = max(float(h.abs().max()) for h in found)
+        return [h + 1e-3 * size * float(documents[0][0]) / coarse.vocabulary for h in found]
+
+    monkeypatch.setattr(coarse, "hidden", leaking)
+    line = lines.packing_leak(coarse, rng)
+    assert line.passed is False and "limit 0)" in line.figures
+
+
+@pytest.fixture(scope="module", params=["falcon-2-rms-tied", "granite-1-tied", "nemotron-1"])
+def family_folder(request, tmp_path_factory):
+    """One of each family: transformers stores the last two under other names than it holds."""
+    path = tmp_path_factory.mktemp("families") / request.param
+    FORMATS["write_folder"](request.param, path)
+    return path
+
+
+def rewrite(folder, change) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def name_of_D(folder) -> str:
+    return next(n for n in load_file(folder / "model.safetensors") if n.endswith(".D"))
+
+
+def test_export_round_trip(family_folder, tmp_path):
+    line = export_round_trip(local(family_folder), family_folder, tmp_path)
+    assert line.passed, line.figures
+    written = load_file(tmp_path / "exported" / "model.safetensors")
+    assert line.figures == f"{len(written)} tensors written, 0 differ (limit 0)"
+
+
+@pytest.mark.parametrize("fault", ["moved", "left out", "renamed"])
+def test_an_export_that_is_not_the_source_fails(family_folder, tmp_path, monkeypatch, fault):
+    learner, name = local(family_folder), name_of_D(family_folder)
+
+    def broken(tensors):
+        values = tensors.pop(name)
+        if fault == "moved":
+            values[0] += 1e-6
+        if fault != "left out":
+            tensors[name + "_" * (fault == "renamed")] = values
+
+    def export(source, target):
         LocalLearner.export(learner, source, target)
-        file = target / "model.safetensors"
-        tensors = load_file(file)
-        tensors["model.layers.1.mamba.D"][0] += 1e-6
-        save_file(tensors, file, metadata={"format": "pt"})
+        rewrite(target, broken)
 
-    monkeypatch.setattr(learner, "export", corrupted)
-    line = lines.export_round_trip(learner, folder, tmp_path / "again")
-    assert line.passed is False and "model.layers.1.mamba.D" in line.figures
+    monkeypatch.setattr(learner, "export", export)
+    line = export_round_trip(learner, family_folder, tmp_path)
+    assert line.passed is False and name in line.figures
 
 
-def test_a_model_that_was_loaded_wrongly_does_not_pass_the_export(folder, learner, tmp_path):
+@pytest.mark.parametrize("family_folder", ["falcon-2-rms-tied", "granite-1-tied"], indirect=True)
+def test_an_output_embedding_stored_beside_its_tie(family_folder, tmp_path):
+    """Some folders hold it twice: the same values are none lost, other ones are."""
+    source = shutil.copytree(family_folder, tmp_path / "source")
+    learner = local(source)
+    values = learner.model.get_input_embeddings().weight.detach().clone()
+    rewrite(source, lambda tensors: tensors.update({"lm_head.weight": values}))
+    assert export_round_trip(learner, source, tmp_path / "same").passed
+    rewrite(source, lambda tensors: tensors["lm_head.weight"][0].add_(1.0))
+    line = export_round_trip(learner, source, tmp_path / "other")
+    assert line.passed is False and "lm_head.weight" in line.figures
+
+
+def test_a_model_that_was_loaded_wrongly_does_not_pass_the_export(family_folder, tmp_path):
+    learner = local(family_folder)
+    name, A_log = next(p for p in learner.model.named_parameters() if p[0].endswith("A_log"))
     with torch.no_grad():
-        learner.model.model.layers[0].mamba.A_log[0] += 1e-6
-    line = lines.export_round_trip(learner, folder, tmp_path)
-    assert line.passed is False and "A_log" in line.figures
+        A_log[0] += 1e-6
+    line = export_round_trip(learner, family_folder, tmp_path)
+    assert line.passed is False and name.rpartition("layers.")[2] in line.figures
 
 
 async def test_a_multiplier_without_effect_is_dead(folder, learner, rng):
@@ -222,6 +289,26 @@ async def test_a_multiplier_without_effect_is_dead(folder, learner, rng):
     traces = await lines.sampled(engine, learner, rng, TOKENS)
     line = lines.multipliers_alive(learner, traces)
     assert line.passed is False and "'key'" in line.figures and "'attention_out'" in line.figures
+
+
+@pytest.mark.parametrize(("noise", "passed"), [(1.2, True), (1000.0, None)])
+async def test_multipliers_below_the_noise_are_not_said_to_pass(
+    folder, learner, rng, noise, passed
+):
+    traces = await lines.sampled(PlainEngine(folder), learner, rng, TOKENS)
+    noisy = [
+        Trace(t.ids, t.logprobs + noise * rng.standard_normal(TOKENS, np.float32), t.temperature)
+        for t in traces
+    ]
+    assert "noise" not in lines.multipliers_alive(learner, traces).figures
+    line = lines.multipliers_alive(learner, noisy)
+    assert line.passed is passed and "below this dtype's noise" in line.figures, line
+    assert ("share that the engine lacks" in line.figures) == bool(passed)
+    if passed is None:  # a multiplier that is dead in the learner fails whatever the noise
+        with torch.no_grad():
+            for layer in learner.model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+        assert lines.multipliers_alive(learner, noisy).passed is False
 
 
 async def test_lines_that_a_model_has_nothing_for(folder, learner, rng, monkeypatch):

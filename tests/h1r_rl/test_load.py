@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteMoeHybridConfig, NemotronHConfig
 
 from h1r_rl.config.schema import TinyModelConfig
 from h1r_rl.errors import ConfigError, DataError
 from h1r_rl.hybrid.boundaries import honours_boundaries
+from h1r_rl.hybrid.experts import GRANITE_EXPERTS, NEMOTRON_LAYERS, refuse_experts
 from h1r_rl.hybrid.load import load_policy, output_head
 from h1r_rl.hybrid.packed_forward import hidden_states
 from h1r_rl.hybrid.tiny import build_tiny_model
@@ -57,6 +58,44 @@ def test_bad_folders_are_named(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(DataError, match="safetensors"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_type": "granitemoehybrid", "num_local_experts": 2}, "num_local_experts 2"),
+        ({"model_type": "granitemoehybrid"}, "num_local_experts 8"),
+        (
+            {"model_type": "nemotron_h", "layers_block_type": ["linear_attention", "moe"]},
+            "1 of 2 layers of type moe",
+        ),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "MEM*E"}, "2 of 5 layers"),
+        ({"model_type": "nemotron_h"}, "1 of 4 layers"),
+    ],
+)
+def test_experts_are_refused_before_anything_is_read(tmp_path, settings, words):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{words}.* experts are not carried yet.* dense variant"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_type": "granitemoehybrid", "num_local_experts": 0},
+        {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-", "n_routed_experts": 8},
+        {"model_type": "falcon_h1"},
+    ],
+)
+def test_dense_variants_are_not_refused(tmp_path, settings):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    refuse_experts(tmp_path)
+
+
+def test_the_defaults_of_experts_are_transformers_own():
+    assert GraniteMoeHybridConfig().num_local_experts == GRANITE_EXPERTS
+    assert tuple(NemotronHConfig().layers_block_type) == NEMOTRON_LAYERS
 
 
 def test_cuda_without_the_kernels_is_refused(folder):

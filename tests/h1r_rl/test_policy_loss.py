@@ -200,6 +200,38 @@ def test_metrics_mean_what_their_names_say():
     cut = ((moved.proximal - moved.behaviour).exp() > 1.1).numpy()
     assert 0 < metrics["truncated_share"] < 1
     assert metrics["truncated_share_age_2"] == pytest.approx(cut[ages == 2].mean())
+    weights = (moved.proximal - moved.behaviour).exp().clamp(max=1.1).numpy()
+    assert metrics["correction_weight"] == pytest.approx(weights.mean())
+    assert metrics["correction_weight_age_2"] == pytest.approx(weights[ages == 2].mean())
+    assert not [name for name in metrics if "clip" in name]  # nothing could have been clipped
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_divergence_from_the_reference_is_logged(estimator):
+    inputs = make_inputs()
+    algorithm = AlgorithmConfig(kl={"coefficient": 0.3, "estimator": estimator})
+    _, sums = policy_loss(
+        with_proximal(inputs, algorithm), algorithm, make_plan(inputs), max_response_tokens=9
+    )
+    metrics = reduce_metrics({k: v.item() for k, v in sums.items()})
+    expected = reference_kl(inputs.logprobs, inputs.reference, estimator).mean()
+    assert metrics["kl_reference"] == pytest.approx(expected.item())
+
+
+def test_k1_pulls_nowhere_on_average():
+    """Summed over a policy's own distribution its gradient is 0; k2's is the divergence's."""
+    logits = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    logprobs, reference = logits.log_softmax(0), torch.randn(7).double().log_softmax(0)
+    chances = logprobs.exp().detach()
+
+    def pull(values):
+        return torch.autograd.grad(values, logits, retain_graph=True)[0]
+
+    divergence = pull((logprobs.exp() * (logprobs - reference)).sum())
+    k1, k2 = ((chances * reference_kl(logprobs, reference, k)).sum() for k in ("k1", "k2"))
+    assert divergence.abs().max() > 0.01
+    torch.testing.assert_close(pull(k1), torch.zeros(7).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(pull(k2), divergence)
 
 
 def test_kl_estimators_agree_with_the_divergence_on_average():

@@ -21,6 +21,7 @@ from h1r_rl.hybrid.load import load_policy
 from h1r_rl.hybrid.tiny import build_tiny_model
 from h1r_rl.records import Completion, Group, Prompt, Sample, Verdict, VersionSpan
 from learners.deepspeed_engine import PolicyLogprobs, apply_gradients, build_engine
+from learners.frozen_reference import FrozenReference
 from learners.train_step import batch_tensors, run_plan
 
 SMALL = TinyModelConfig(
@@ -82,8 +83,8 @@ def test_preset_learns_what_was_rewarded(folder, name):
     model = policy(folder)
     before = logprobs_of(model, plan, answers)
     sampled = {k: replace(a, logprobs=before[k]) for k, a in answers.items()}
-    reference = policy(folder).eval() if algorithm.kl.coefficient else None
     learner = LearnerConfig(micro_batch_tokens=60)
+    reference = FrozenReference(policy(folder), learner) if algorithm.kl.coefficient else None
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
     engine = build_engine(model, learner, optimizer)
     norms = []
