@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.sampling_guard import rl_sampling
+from cluster.agreement import probe_gap, values_agree
 from cluster.sample_table import sample_rows
 from cluster.scale import Scaling
 from cluster.step_metrics import EngineMeter, finished_metrics, one_line, trained_metrics
@@ -34,6 +35,7 @@ from rewards.controls import shuffle_scores
 logger = logging.getLogger(__name__)
 
 MAX_EMPTY_STEPS = 10
+CHECKED_STEPS = 2  # the weights as loaded, and as they came with the first transfer
 SUSPECT = 2  # a prompt aboard this many engines that died is tried alone among such prompts
 MAX_QUARANTINED = 100  # in a row, without a group finished between them
 
@@ -90,7 +92,11 @@ async def train_grpo(run: GRPORun) -> None:
             metrics = await run.learner.forward_backward(plan)
             with held_up:
                 await run.weights.sent()  # engines hold `version` as well now
-            metrics |= await _probe_gap(run)
+            metrics |= await probe_gap(run.weights, run.learner)
+            if step < CHECKED_STEPS:
+                await values_agree(
+                    step, run.rollouts, run.learner, run.config.rollout.tensor_parallel
+                )
             tripwires.before_update(step, metrics)
             result = await run.learner.optimizer_step()
             keys = [group.key for group in groups]
@@ -117,16 +123,6 @@ async def train_grpo(run: GRPORun) -> None:
         await run.weights.sent()
         for task in endless:
             task.cancel()
-
-
-async def _probe_gap(run: GRPORun) -> dict[str, float]:
-    """Engine against learner on one fixed prompt, both holding the same version: there is such a
-    number in every step, also where each answer has older weights in its past."""
-    answers = await run.weights.probe_engines()
-    if not answers:
-        return {}
-    own = await run.learner.score(run.weights.probe_ids)
-    return {"probe_gap": max(float(np.abs(theirs - own).mean()) for theirs in answers.values())}
 
 
 class Stopwatch:

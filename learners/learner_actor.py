@@ -140,6 +140,19 @@ class LearnerActor:
         return logprobs.float().cpu().numpy()
 
     @ray.method(concurrency_group="compute")
+    def computed_values(self) -> Any:
+        """float32 arrays of what a forward pass computes its state-space layers with, by the names
+        of `h1r_rl.hybrid.computed_values`."""
+        import numpy as np
+
+        from h1r_rl.hybrid.computed_values import computed_values
+
+        values = computed_values(
+            self._engine.module.model, lambda: self.score(np.arange(8, dtype=np.int32))
+        )
+        return {name: value.numpy() for name, value in values.items()}
+
+    @ray.method(concurrency_group="compute")
     def optimizer_step(self) -> StepResult:
         """Apply the accumulated gradients, or skip the step on every rank if any is not finite."""
         from learners.deepspeed_engine import apply_gradients

@@ -144,6 +144,10 @@ class LearnerGroup:
         """[T - 1] log-probabilities at temperature 1 of a document's own tokens, ids [T]."""
         return (await self._all("score", ids))[0]
 
+    async def computed_values(self) -> dict[str, NDArray[np.float32]]:
+        """What the ranks compute their state-space layers with, flat, by name."""
+        return (await self._all("computed_values"))[0]
+
     async def save_checkpoint(self, folder: str) -> str:
         """Weights, optimizer and version into `folder`; returns the new checkpoint's path."""
         return (await self._all("save_checkpoint", folder))[0]

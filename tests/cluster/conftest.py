@@ -102,6 +102,10 @@ class StubEngine:
             dict.fromkeys((*keys, "reprefilled", "preemptions", "busy_s", "pause_s"), 1.0)
         )
 
+    async def _ask_worker(self, method: str) -> dict[str, Any]:
+        assert method == "held_tensors"
+        return await self._alive({"mixer.0.A": ("float32", [-1.0, self.world.held_value])})
+
     async def _join_epoch(self, epoch: TransferEpoch) -> None:
         await self._alive()
 
@@ -139,6 +143,9 @@ class StubLearner:
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         return np.full(len(ids) - 1, self.world.probe_gap)
+
+    async def computed_values(self) -> dict[str, np.ndarray]:
+        return {"mixer.0.A": np.array([-1.0, -2.0], np.float32)}
 
     async def optimizer_step(self) -> StepResult:
         assert not self.world.sending, "the tensors change while they are sent"
@@ -247,8 +254,8 @@ def stub_world(
         engines=engines, learners=[], plans=[], start_s=0.01, learn_s=0.005, send_s=0.002,
         sample_s=lambda prompt, index: 0.002, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
-        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, commit_s={}, free={"CPU": 99.0},
-        control=ControlFolder(folder), account=account,
+        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={},
+        free={"CPU": 99.0}, control=ControlFolder(folder), account=account,
     )  # fmt: skip
 
     def start_actor(name: str, *_: Any) -> tuple[Any, Any]:

@@ -177,6 +177,14 @@ async def test_a_run_whose_engine_and_learner_disagree_stops_before_the_update(
     assert loop_world.learners[0].version == 0 and loop_world.num_sends == 0
 
 
+async def test_a_value_that_the_engine_rounded_stops_the_run(loop_world):
+    loop_world.held_value = -2.0 * (1 + 2**-9)  # a bfloat16 A_log
+    run = await loop_world.build()
+    error = await failure(run)
+    assert "step 0" in str(error) and "rollout-0: mixer.0.A by 0.0039" in str(error)
+    assert loop_world.learners[0].version == 0
+
+
 async def test_the_guard_has_a_number_in_every_step(loop_world):
     loop_world.probe_gap = 1e-6
     run = await loop_world.build("grpo.max_staleness=2", probe=True)
