@@ -102,7 +102,7 @@ def test_engine_settings_that_decide_correctness():
     assert args["logprobs_mode"] == "processed_logprobs"
     assert args["mamba_ssm_cache_dtype"] == "float32"
     assert args["generation_config"] == "vllm"
-    assert args["enable_prefix_caching"] is False
+    assert args["enable_prefix_caching"] is True
     assert args["weight_transfer_config"] == {"backend": "h1r_nccl"}
     assert args["tensor_parallel_size"] == 2 and args["seed"] == 3
     assert engine_env(CONFIG)["OMP_NUM_THREADS"] == "1"

@@ -10,8 +10,6 @@ import pytest
 
 from h1r_rl.interfaces import Sampling
 
-LONG = 96  # several cache blocks of a hybrid
-
 
 @pytest.mark.proof
 @pytest.mark.timeout(900)
@@ -26,7 +24,7 @@ async def test_a_prompt_after_an_update_reads_no_older_prefix(
     sender = wire.Sender(tmp_path / "next")
     config = rollout_config.model_copy(
         update={
-            "prefix_caching": True, "running_state": running_state, "max_model_len": 256,
+            "prefix_caching": True, "running_state": running_state, "max_model_len": 2048,
             "request_timeout_s": 300,
         }
     )  # fmt: skip
@@ -36,7 +34,8 @@ async def test_a_prompt_after_an_update_reads_no_older_prefix(
         start_timeout_s=600,
     )  # fmt: skip
     try:
-        asked = wire.prompt(60, length=LONG)
+        (block,) = (await pool.ask_worker("block_tokens")).values()
+        asked = wire.prompt(60, length=2 * block + 9)
         for _ in range(2):
             await wire.sample(pool, asked, 2, Sampling(1.0, 4))
         before = await pool.stats()
