@@ -24,7 +24,7 @@ async def test_a_prompt_after_an_update_reads_no_older_prefix(
     sender = wire.Sender(tmp_path / "next")
     config = rollout_config.model_copy(
         update={
-            "prefix_caching": True, "running_state": running_state, "max_model_len": 2048,
+            "prefix_caching": True, "running_state": running_state, "max_model_len": 512,
             "request_timeout_s": 300,
         }
     )  # fmt: skip
@@ -42,7 +42,7 @@ async def test_a_prompt_after_an_update_reads_no_older_prefix(
         assert before["cached_tokens"] > 0  # the cache is alive, or this test would say nothing
 
         running = [
-            asyncio.create_task(wire.sample(pool, wire.prompt(i, length=40), 8, Sampling(1.0, 64)))
+            asyncio.create_task(wire.sample(pool, wire.prompt(i, length=40), 8, Sampling(1.0, 400)))
             for i in range(61, 67)
         ]
         while not (await pool.stats())["running"]:  # noqa: ASYNC110 - another process is asked
