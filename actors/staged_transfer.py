@@ -7,7 +7,7 @@ with it, so a dead sender can neither stop the engine nor write into the next ep
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -15,10 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from h1r_rl.broadcast import Communicator
+from h1r_rl.broadcast import BrokenWire, Communicator, Wire
 from h1r_rl.errors import WeightTransferError
 from h1r_rl.host_memory import HostMemory
-from h1r_rl.weight_manifest import Checksums, ParameterSpec, TransferEpoch, WeightManifest
+from h1r_rl.weight_manifest import (
+    Checksums,
+    ParameterSpec,
+    Piece,
+    TransferEpoch,
+    WeightManifest,
+)
 
 RUNNING, DONE = "running", "done"
 
@@ -31,7 +37,6 @@ class StagedTransfer:
         self._device = device
         self._communicator: Communicator | None = None
         self._memory = HostMemory()  # of a whole transfer: what one needs, the next one needs
-        self._end = 0.0  # of the transfer under way
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"weights-{epoch.number}")
         self._last: Future[dict[str, Tensor]] = self._thread.submit(self._join)
 
@@ -76,49 +81,51 @@ class StagedTransfer:
     def _receive(self, manifest: WeightManifest) -> dict[str, Tensor]:
         if self._communicator is None:
             raise WeightTransferError("a transfer was begun in an epoch that was never joined")
-        self._end = time.monotonic() + self._epoch.deadline_s
+        wire = Wire(self._communicator)
+        try:
+            return self._receive_through(wire, manifest)
+        except BrokenWire as broken:
+            wire.abandon()
+            raise WeightTransferError(
+                f"rank {self._rank} lost the learner (rank 0) at {broken.what}: {broken.cause}"
+            ) from broken
+
+    def _receive_through(self, wire: Wire, manifest: WeightManifest) -> dict[str, Tensor]:
         sums, arrived = Checksums(), 0
         memory = self._memory.lend(manifest.num_bytes)  # parameters in their order
-        with ThreadPoolExecutor(1, thread_name_prefix="weights-sums") as summing:
-            for bucket in manifest.buckets():
-                place = memory[arrived : arrived + sum(piece.num_bytes for piece in bucket)]
-                self._receive_into(place, bucket[0].name)
-                summed = summing.submit(sums.add, bucket, place.numpy())  # while the next one comes
-                arrived += len(place)
-            summed.result()
+        coming: deque[tuple[list[Piece], Tensor, Tensor]] = deque()
+
+        def finish_one() -> None:
+            wire.finish()
+            bucket, place, into = coming.popleft()
+            if into is not place:
+                place.copy_(into)
+            sums.add(bucket, place.numpy())  # while the next ones come
+
+        for bucket in manifest.buckets():
+            place = memory[arrived : arrived + sum(piece.num_bytes for piece in bucket)]
+            arrived += len(place)
+            # A GPU holds a bucket beside its model first.
+            into = (
+                place
+                if self._device.type == "cpu"
+                else torch.empty_like(place, device=self._device)
+            )
+            wire.begin(into, bucket[0].name)
+            coming.append((bucket, place, into))
+            if wire.full:
+                finish_one()
+        while coming:
+            finish_one()
         sent = torch.empty(len(sums.values), dtype=torch.int64, device=self._device)
-        self._broadcast(sent, "the checksums")
+        wire.begin(sent, "the checksums")
+        wire.finish()
         self._compare(manifest, sent.cpu().numpy(), np.array(sums.values))
         ends = np.cumsum([spec.num_bytes for spec in manifest.parameters]).tolist()
         return {
             spec.name: _shaped(memory[end - spec.num_bytes : end], spec)
             for spec, end in zip(manifest.parameters, ends, strict=True)
         }
-
-    def _receive_into(self, place: Tensor, what: str) -> None:
-        """A bucket, straight into its place on the host; a GPU holds it beside its model first."""
-        if self._device.type == "cpu":
-            self._broadcast(place, what)
-            return
-        bucket = torch.empty_like(place, device=self._device)
-        self._broadcast(bucket, what)
-        place.copy_(bucket)
-
-    def _broadcast(self, into: Tensor, what: str) -> None:
-        """From the learner, within what is left of the transfer's one deadline."""
-        assert self._communicator is not None
-        left_s = self._end - time.monotonic()
-        if left_s <= 0:
-            raise WeightTransferError(
-                f"transfer unfinished after its deadline of {self._epoch.deadline_s:g} s; the next "
-                f"parameter from the learner (rank 0) to rank {self._rank} was {what}"
-            )
-        try:
-            self._communicator.broadcast(into, left_s)
-        except RuntimeError as error:
-            raise WeightTransferError(
-                f"rank {self._rank} lost the learner (rank 0) at {what}: {error}"
-            ) from error
 
     def _compare(
         self, manifest: WeightManifest, sent: NDArray[np.int64], received: NDArray[np.int64]

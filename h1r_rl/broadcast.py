@@ -5,13 +5,16 @@ vLLM in the engine), and gloo and NCCL differ in `_make_group` alone. Rank 0 is 
 
 Wire of one transfer: for each bucket of the manifest one broadcast of a flat uint8 tensor with the
 parameters' bytes in order; then one broadcast of an int64 tensor with a checksum per parameter.
+Some buckets travel at once (`Wire`), in the same order on every member.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +22,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from h1r_rl.weight_manifest import TransferEpoch
+from h1r_rl.weight_manifest import IN_FLIGHT, TransferEpoch
 
 dist: Any = torch.distributed  # stores and groups are exported at run time only
 
@@ -41,7 +44,7 @@ class Communicator:
         self.epoch = epoch
         self.rank = rank
         self._lock = threading.Lock()
-        self._in_collective = False
+        self._in_flight = 0  # collectives begun and not finished
         self._closed = False
         timeout = timedelta(seconds=epoch.deadline_s)
         store = dist.TCPStore(epoch.address, epoch.port, is_master=False, timeout=timeout)
@@ -61,22 +64,39 @@ class Communicator:
     def broadcast(self, tensor: Tensor, within_s: float | None = None) -> None:
         """Broadcast from rank 0 in place; returns when this member's part is done, raises
         RuntimeError after `within_s` (default: the epoch's deadline)."""
+        self.begin(tensor, within_s)()
+
+    def begin(self, tensor: Tensor, within_s: float | None = None) -> Callable[[], None]:
+        """The same without waiting: what is returned waits, and must be called, in order."""
         seconds = self.epoch.deadline_s if within_s is None else within_s
         seconds = max(seconds, SHORTEST_WAIT_S)
+        end = time.monotonic() + seconds
         options = dist.BroadcastOptions()
         options.rootRank = 0
+        if self.epoch.backend == "gloo":
+            options.timeout = timedelta(seconds=seconds)
         group = self._enter()
         try:
-            if self.epoch.backend == "gloo":
-                options.timeout = timedelta(seconds=seconds)
-                group.broadcast([tensor], options).wait(options.timeout)
-            else:
-                work = group.broadcast([tensor], options)
-                wait_or_abort(work, seconds, group.abort)
-                torch.cuda.current_stream(tensor.device).synchronize()
-        finally:
+            work = group.broadcast([tensor], options)
+        except BaseException:
             del group
             self._leave()
+            raise
+
+        def finish() -> None:
+            nonlocal group, work
+            try:
+                left_s = max(end - time.monotonic(), SHORTEST_WAIT_S)
+                if self.epoch.backend == "gloo":
+                    work.wait(timedelta(seconds=left_s))
+                else:
+                    wait_or_abort(work, left_s, group.abort)
+                    torch.cuda.current_stream(tensor.device).synchronize()
+            finally:
+                group = work = None
+                self._leave()
+
+        return finish
 
     def close(self) -> None:
         """Returns at once. A collective still pending on another thread ends with an error: NCCL's
@@ -85,7 +105,7 @@ class Communicator:
         with self._lock:
             self._closed = True
             group = self._group
-            if not self._in_collective:
+            if not self._in_flight:
                 self._group = None
         if group is not None and self.epoch.backend == "nccl":
             group.abort()
@@ -94,14 +114,66 @@ class Communicator:
         with self._lock:
             if self._group is None or self._closed:
                 raise RuntimeError(f"the communicator of epoch {self.epoch.number} is closed")
-            self._in_collective = True
+            self._in_flight += 1
             return self._group
 
     def _leave(self) -> None:
         with self._lock:
-            self._in_collective = False
-            if self._closed:
+            self._in_flight -= 1
+            if self._closed and not self._in_flight:
                 self._group = None
+
+
+class BrokenWire(RuntimeError):
+    """A broadcast of a transfer failed: `what` it held, and `cause`."""
+
+    def __init__(self, what: str, cause: Exception) -> None:
+        super().__init__(f"{what}: {cause}")
+        self.what = what
+        self.cause = cause
+
+
+class Wire:
+    """The broadcasts of one transfer, up to IN_FLIGHT at once: one alone leaves the wire idle while
+    the processes at its ends come to themselves. All end by the transfer's one deadline."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = communicator
+        self._end = time.monotonic() + communicator.epoch.deadline_s
+        self._begun: deque[tuple[str, Callable[[], None]]] = deque()
+
+    @property
+    def full(self) -> bool:
+        """Whether one must be finished before the next one may begin."""
+        return len(self._begun) == IN_FLIGHT
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._begun)
+
+    def begin(self, tensor: Tensor, what: str) -> None:
+        """BrokenWire when it cannot; `tensor` is the wire's until it is finished."""
+        left_s = self._end - time.monotonic()
+        try:
+            if left_s <= 0:
+                raise TimeoutError("the transfer's deadline has passed")
+            self._begun.append((what, self._communicator.begin(tensor, left_s)))
+        except (RuntimeError, TimeoutError) as error:
+            raise BrokenWire(what, error) from error
+
+    def finish(self) -> None:
+        """Wait for the oldest; BrokenWire."""
+        what, finish = self._begun.popleft()
+        try:
+            finish()
+        except RuntimeError as error:
+            raise BrokenWire(what, error) from error
+
+    def abandon(self) -> None:
+        """Wait for what is still under way after a failure, which ends it as well."""
+        while self._begun:
+            with suppress(BrokenWire):
+                self.finish()
 
 
 def wait_or_abort(work: Any, seconds: float, abort: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+IN_FLIGHT = 4  # buckets that travel at once
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -61,7 +62,7 @@ class WeightManifest:
 
     def buckets(self) -> list[list[Piece]]:
         """Consecutive parameters of at most `bucket_bytes`; a larger one is cut, so that neither
-        side ever holds more than one bucket beside the parameters."""
+        side ever holds more than the buckets in flight beside the parameters."""
         buckets: list[list[Piece]] = []
         used = 0
         for spec in self.parameters:

@@ -17,7 +17,7 @@ import ray
 from h1r_rl.config.schema import AlgorithmConfig, LearnerConfig, OptimizerConfig, WeightsConfig
 from h1r_rl.grpo.build_batch import TrainPlan
 from h1r_rl.records import StepResult
-from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
+from h1r_rl.weight_manifest import IN_FLIGHT, TransferEpoch, WeightManifest
 from learners.schedule import learning_rate
 
 FETCH_TIMEOUT_S = 300.0
@@ -103,7 +103,7 @@ class LearnerActor:
         self._max_response_tokens = max_response_tokens
         self._total_steps = total_steps
         self._model_folder = Path(model_folder)
-        self._bucket_bytes = weights.bucket_mib * 2**20
+        self._bucket_bytes = weights.bucket_mib * 2**20 // IN_FLIGHT
         self._deadline_s = weights.deadline_s
         self._backend = weights.backend
         self._version = initial_version

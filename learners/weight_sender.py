@@ -1,9 +1,9 @@
 """Rank 0's side of a weight transfer.
 
 Invariant: bytes leave in the manifest's order, packed into its buckets, in the parameters' own
-dtype, each with a checksum taken while they are on the wire. Beside the resident parameters one
-bucket exists at a time, and under ZeRO-3 no gathered parameter: rank 0 receives shards straight
-into the bucket. A bucket that is all of one whole parameter, or a part of one, leaves from the
+dtype, each with a checksum taken while they are on the wire. Beside the resident parameters only
+the buckets in flight exist, and under ZeRO-3 no gathered parameter: rank 0 receives shards straight
+into a bucket. A bucket that is all of one whole parameter, or a part of one, leaves from the
 parameter's own memory.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from h1r_rl.broadcast import Communicator
+from h1r_rl.broadcast import BrokenWire, Communicator, Wire
 from h1r_rl.errors import WeightTransferError
 from h1r_rl.host_memory import HostMemory
-from h1r_rl.weight_manifest import Checksums, ParameterSpec, Piece, WeightManifest
+from h1r_rl.weight_manifest import IN_FLIGHT, Checksums, ParameterSpec, Piece, WeightManifest
 
 
 def manifest_of(model: nn.Module, bucket_bytes: int) -> WeightManifest:
@@ -47,24 +46,32 @@ def send_weights(
     """
     started = time.monotonic()
     sums = Checksums()
-    failure: Exception | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="weights-wire") as wire:
-        for bucket, flat in _buckets(model, manifest, communicator, sharded):
-            if communicator is not None and flat is not None and failure is None:
-                sending = wire.submit(_try_send, communicator, flat, bucket[0].name, started)
+    wire = None if communicator is None else Wire(communicator)
+    broken: BrokenWire | None = None
+    for bucket, flat in _buckets(model, manifest, communicator, sharded):
+        if wire is not None and flat is not None and broken is None:
+            try:
+                wire.begin(flat, bucket[0].name)
                 sums.add(bucket, flat.cpu().numpy())
-                failure = sending.result()
-                del sending
-            del flat  # before the next bucket takes its memory
-            if failure is not None and not sharded:
-                break
-    if communicator is not None and failure is None:
-        values = _on_device(torch.tensor(sums.values), communicator)
-        failure = _try_send(communicator, values, "the checksums", started)
-    if failure is not None:
-        assert communicator is not None
-        communicator.close()
-        raise failure
+                if wire.full:  # the next bucket takes the oldest one's memory
+                    wire.finish()
+            except BrokenWire as error:
+                broken = error
+                wire.abandon()
+        if broken is not None and not sharded:
+            break
+    if wire is not None and communicator is not None:
+        try:
+            if broken is not None:
+                raise broken
+            while wire.under_way:
+                wire.finish()
+            wire.begin(_on_device(torch.tensor(sums.values), communicator), "the checksums")
+            wire.finish()
+        except BrokenWire as error:
+            wire.abandon()
+            communicator.close()
+            raise _lost(communicator, error) from error
     seconds = time.monotonic() - started
     return {
         "transfer_s": seconds,
@@ -76,19 +83,22 @@ def send_weights(
 def _buckets(
     model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, sharded: bool
 ) -> Iterator[tuple[Sequence[Piece], Tensor | None]]:
-    """(bucket, its bytes where there is somebody to send them to); good until the next one."""
+    """(bucket, its bytes where there is somebody to send them to); good for IN_FLIGHT of them."""
     parameters = dict(model.named_parameters())
     sender = _is_first(parameters) if sharded else communicator is not None
-    memory = None  # one for all buckets: its pages are faulted in once
-    for bucket in manifest.buckets():
+    memory = None  # the same for all buckets: its pages are faulted in once
+    buckets = manifest.buckets()
+    for number, bucket in enumerate(buckets):
         flat = None
         if sender and (sharded or len(bucket) > 1):
             if memory is None:
-                room = min(manifest.bucket_bytes, manifest.num_bytes)
                 device = _stored(parameters[bucket[0].name], sharded).device
+                room = min(IN_FLIGHT, len(buckets)) * manifest.bucket_bytes
                 on_host = device.type == "cpu"
                 memory = HostMemory().lend(room) if on_host else _new_bytes(room, device)
-            flat = memory[: sum(piece.num_bytes for piece in bucket)]
+            # Where those of the last IN_FLIGHT buckets that are still on the wire do not lie.
+            start = number % IN_FLIGHT * manifest.bucket_bytes
+            flat = memory[start : start + sum(piece.num_bytes for piece in bucket)]
         if sharded:
             _fill_from_shards(parameters, bucket, flat)
         elif sender:
@@ -147,20 +157,6 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def _try_send(
-    communicator: Communicator, flat: Tensor, what: str, started: float
-) -> WeightTransferError | None:
-    """Broadcast within what is left of the transfer's one deadline, or say who was not reached."""
-    left_s = communicator.epoch.deadline_s - (time.monotonic() - started)
-    try:
-        if left_s <= 0:
-            raise TimeoutError("the transfer's deadline has passed")
-        communicator.broadcast(flat, left_s)
-    except (RuntimeError, TimeoutError) as error:
-        return _lost(communicator, what, error)
-    return None
-
-
 @contextmanager
 def whole(parameter: nn.Parameter, sharded: bool) -> Iterator[Tensor]:
     """The full parameter; under ZeRO-3 (`sharded`) a collective of all ranks."""
@@ -173,11 +169,11 @@ def whole(parameter: nn.Parameter, sharded: bool) -> Iterator[Tensor]:
         yield parameter.detach()
 
 
-def _lost(communicator: Communicator, what: str, error: Exception) -> WeightTransferError:
+def _lost(communicator: Communicator, broken: BrokenWire) -> WeightTransferError:
     members = tuple(communicator.epoch.rank_offsets)
     return WeightTransferError(
-        f"learner (rank 0) could not send {what} to {', '.join(members) or 'nobody'} in epoch "
-        f"{communicator.epoch.number}: {error}",
+        f"learner (rank 0) could not send {broken.what} to {', '.join(members) or 'nobody'} in "
+        f"epoch {communicator.epoch.number}: {broken.cause}",
         members,
     )
 

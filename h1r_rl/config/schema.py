@@ -521,7 +521,9 @@ class WeightsConfig(Section):
         default="gloo", description="gloo on CPUs, nccl on CUDA."
     )
     bucket_mib: PositiveInt = Field(
-        default=64, description="Parameters travel packed in such buckets."
+        default=64,
+        description="Parameters travel packed; so much of them is on its way at once, in buckets "
+        "of a quarter of it.",
     )
     deadline_s: PositiveFloat = Field(
         default=120.0, description="One transfer; late members are dirty."

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -217,13 +218,13 @@ class PlainLearner:
 
     def join_epoch(self, epoch: TransferEpoch) -> None:
         self._communicator = Communicator(epoch, 0)
-        whole, pause_s = self._communicator.broadcast, self._bucket_s
+        begin, pause_s = self._communicator.begin, self._bucket_s
 
-        def slow(tensor: torch.Tensor, within_s: float | None = None) -> None:
+        def slow(tensor: torch.Tensor, within_s: float) -> Callable[[], None]:
             time.sleep(pause_s)
-            whole(tensor, within_s)
+            return begin(tensor, within_s)
 
-        self._communicator.broadcast = slow
+        self._communicator.begin = slow
 
     def send(self) -> dict[str, float]:
         from learners.weight_sender import manifest_of, send_weights

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -48,15 +49,19 @@ class Recorder:
         self.epoch, self.rank = epoch, rank
         self.issued = self.wires.setdefault(rank, [])
 
-    def broadcast(self, tensor: torch.Tensor, within_s: float | None = None) -> None:
+    def begin(self, tensor: torch.Tensor, within_s: float) -> Callable[[], None]:
         self.issued.append((str(tensor.dtype), tensor.numel()))
         if self.rank == 0:
             self.sent.append(tensor.clone())
             self.arrived.release(self.epoch.world_size - 1)
-            return
+            return lambda: None
         position = len(self.issued) - 1
-        assert self.arrived.acquire(timeout=10)
-        tensor.copy_(self.sent[position])
+
+        def finish() -> None:
+            assert self.arrived.acquire(timeout=10)
+            tensor.copy_(self.sent[position])
+
+        return finish
 
     def close(self) -> None: ...
 

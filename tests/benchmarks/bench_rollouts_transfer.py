@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from h1r_rl.weight_manifest import IN_FLIGHT  # noqa: E402
+
 REPEATS = 4
 LAYERS, WIDTH = 8, 2048  # 8 x 16 MiB of float32 = 134 MB
-BUCKET = 16 * 2**20
+IN_TRANSIT = 16 * 2**20  # bytes under way at once
 MEMBERS = 16
 
 
@@ -37,7 +40,7 @@ def meet(store_port: int, number: int, rank: int, size: int) -> Any:
     return epoch, Communicator(epoch, rank) if rank == 0 or number < 0 else None
 
 
-def receiver(port: int, bucket: int) -> None:
+def receiver(port: int) -> None:
     """Rank 1: bare broadcasts and whole transfers in turn."""
     import torch
 
@@ -46,7 +49,7 @@ def receiver(port: int, bucket: int) -> None:
     from h1r_rl.weight_manifest import TransferEpoch
     from learners.weight_sender import manifest_of
 
-    manifest = manifest_of(model(), bucket)
+    manifest = manifest_of(model(), IN_TRANSIT // IN_FLIGHT)
     _, bare = meet(port, -1, 1, 2)
     epoch = TransferEpoch(1, "gloo", "127.0.0.1", port, 2, {"rollout-0": 1}, 300.0)
     staged = StagedTransfer(epoch, 1, torch.device("cpu"))
@@ -70,10 +73,10 @@ def transfer_efficiency() -> tuple[float, str]:
     torch.set_num_threads(1)
     store = open_store()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=receiver, args=(store.port, BUCKET))
+    process = context.Process(target=receiver, args=(store.port,))
     process.start()
     policy = model()
-    manifest = manifest_of(policy, BUCKET)
+    manifest = manifest_of(policy, IN_TRANSIT // IN_FLIGHT)
     flat = torch.empty(manifest.num_bytes, dtype=torch.uint8)
     _, bare = meet(store.port, -1, 0, 2)
     _, ours = meet(store.port, 1, 0, 2)
@@ -145,7 +148,7 @@ def zero_rank(rank: int, port: int, peaks: Any) -> None:
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
         },
     )
-    manifest = manifest_of(engine.module, BUCKET)
+    manifest = manifest_of(engine.module, IN_TRANSIT // IN_FLIGHT)
     store = open_store() if rank == 0 else None
     communicator = None
     if rank == 0:
@@ -161,7 +164,7 @@ def zero_rank(rank: int, port: int, peaks: Any) -> None:
         send_weights(engine.module, manifest, communicator, sharded=True)
         if rank == 0:
             layer = max(spec.num_bytes for spec in manifest.parameters)
-            peaks.put((_status("VmHWM") - resident, layer, manifest.bucket_bytes))
+            peaks.put((_status("VmHWM") - resident, layer, IN_TRANSIT))
     if rank == 0:
         other.join(60)
 
@@ -205,8 +208,8 @@ def sender_peak_ratio() -> tuple[float, str]:
         process.join(60)
     note = (
         f"two ZeRO-3 ranks on gloo: peak {grown / 2**20:.1f} MiB above the resident before the "
-        f"transfer, after one to warm up; largest gathered {layer / 2**20:.0f}, bucket "
-        f"{bucket / 2**20:.0f}; allocator and libraries included"
+        f"transfer, after one to warm up; largest gathered {layer / 2**20:.0f}, in "
+        f"transit {bucket / 2**20:.0f}; allocator and libraries included"
     )
     return grown / (layer + bucket), note
 
