@@ -13,8 +13,14 @@ import pytest
 import torch
 
 from actors.staged_transfer import DONE, StagedTransfer
-from h1r_rl.broadcast import Communicator, open_store
-from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest, assign_ranks
+from h1r_rl.broadcast import BrokenWire, Communicator, Wire, open_store
+from h1r_rl.weight_manifest import (
+    IN_FLIGHT,
+    ParameterSpec,
+    TransferEpoch,
+    WeightManifest,
+    assign_ranks,
+)
 
 TENSORS = {
     "a.weight": torch.randn(7, 5),
@@ -52,9 +58,12 @@ class Recorder:
     def begin(self, tensor: torch.Tensor, within_s: float) -> Callable[[], None]:
         self.issued.append((str(tensor.dtype), tensor.numel()))
         if self.rank == 0:
-            self.sent.append(tensor.clone())
-            self.arrived.release(self.epoch.world_size - 1)
-            return lambda: None
+
+            def leave() -> None:  # as late as it may: the memory must still hold it then
+                self.sent.append(tensor.clone())
+                self.arrived.release(self.epoch.world_size - 1)
+
+            return leave
         position = len(self.issued) - 1
 
         def finish() -> None:
@@ -71,6 +80,9 @@ class Model(torch.nn.Module):
         super().__init__()
         for name, value in TENSORS.items():
             self.register_parameter(name.replace(".", "_"), torch.nn.Parameter(value))
+        for number in range(24):  # three a bucket: more buckets than are in flight
+            small = torch.nn.Parameter(torch.full((15,), float(number)))
+            self.register_parameter(f"small_{number}", small)
 
 
 def test_all_ranks_issue_the_same_collectives_in_order_and_size(monkeypatch):
@@ -102,7 +114,47 @@ def test_all_ranks_issue_the_same_collectives_in_order_and_size(monkeypatch):
     first = Recorder.wires[0]
     assert all(issued == first for issued in Recorder.wires.values())
     buckets = [("torch.uint8", sum(p.num_bytes for p in b)) for b in manifest.buckets()]
-    assert first == [*buckets, ("torch.int64", len(TENSORS))]
+    assert first == [*buckets, ("torch.int64", len(manifest.parameters))]
+
+
+class Slow:
+    """A communicator whose broadcasts end when asked for; the third one breaks."""
+
+    epoch = TransferEpoch(1, "gloo", "", 0, 2, {}, 10.0)
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def begin(self, tensor: torch.Tensor, within_s: float) -> Callable[[], None]:
+        number = int(tensor)
+        self.log.append(f"begin {number}")
+
+        def finish() -> None:
+            self.log.append(f"finish {number}")
+            if number >= 2:
+                raise RuntimeError("reset by peer")
+
+        return finish
+
+
+def test_a_wire_holds_so_many_at_once_and_ends_them_all_when_one_breaks():
+    slow = Slow()
+    wire = Wire(slow)
+    for number in range(IN_FLIGHT):
+        assert not wire.full
+        wire.begin(torch.tensor(number), f"p{number}")
+    assert wire.full and slow.log == [f"begin {n}" for n in range(IN_FLIGHT)]
+    wire.finish()
+    wire.finish()
+    with pytest.raises(BrokenWire, match="p2: reset by peer") as caught:
+        wire.finish()
+    assert caught.value.what == "p2"
+    wire.abandon()
+    assert not wire.under_way
+    assert slow.log[IN_FLIGHT:] == [f"finish {n}" for n in range(IN_FLIGHT)]
+    wire._end = 0.0
+    with pytest.raises(BrokenWire, match="deadline has passed"):
+        wire.begin(torch.tensor(9), "p9")
 
 
 def test_our_payloads_pass_vllms_own_validation():
