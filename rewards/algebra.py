@@ -3,7 +3,8 @@ r"""Equality that needs computer algebra: math-verify's comparison, corrected wh
 Invariant: runs only in a killable process; nothing here has a time limit of its own. Corrections,
 each with pairs in the agreement table: what the parser would drop in silence is refused first
 (`commitment`); a set is not a tuple; units convert or differ; "or" between inequalities is a
-union; i is the imaginary unit on both sides; an inequality left unsolved is no solution set.
+union; i is the imaginary unit on both sides; an inequality left unsolved is no solution set, and
+an equation left unsolved (`equation`) no value.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.commitment import approximations, evaluated, refuses, unnamed
+from rewards.condition import without_conditions
 from rewards.congruence import congruences_agree
-from rewards.exact_answer import compare_exactly, decimal_places, normalise, rational
+from rewards.equation import Equation, equations
+from rewards.exact_answer import compare_values, decimal_places, normalise, rational
 from rewards.spelling import both_signs, open_words, respell
 from rewards.units import quantity, rescale, same_kind
 
@@ -31,10 +34,16 @@ _INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 
 
 @lru_cache(maxsize=1024)  # a group's wrong answers are often the same
-def algebra_agrees(answer: str, truth: str) -> bool:
-    """Is `answer` the value `truth`, however it is written?"""
-    answer, truth = evaluated(open_words(respell(answer))), open_words(respell(truth))
-    answer, truth = unnamed(answer, truth)
+def algebra_agrees(answer: str, truth: str, question: str = "") -> bool:
+    """Is `answer` the value `truth`, however it is written? `question` says what is asked for."""
+    bare = without_conditions(open_words(respell(answer)), open_words(respell(truth)))
+    if bare is None:
+        return False
+    answer, truth = evaluated(bare[0]), bare[1]
+    solved = answer if "=" in truth else _named_value(answer, question)
+    if solved is None:
+        return False
+    answer, truth = unnamed(solved, truth)
     if "=" not in truth and ":" in truth:
         answer = re.sub(r"\\text\s*\{\s*to\s*\}", ":", answer)
     sides = approximations(answer, truth)
@@ -60,6 +69,28 @@ def expressions(text: str) -> tuple[Any, ...]:
     return _parse(text)
 
 
+def _named_value(answer: str, question: str) -> str | None:
+    """The value out of `x = 5`, any other answer as it stands; None for what is left unsolved."""
+    found = equations(answer, question)
+    if not all(_is_solved(equation) for equation in found):
+        return None
+    return found[0].value if len(found) == 1 else answer
+
+
+def _is_solved(equation: Equation) -> bool:
+    """Every other side agrees with the value. In x = 2h = 6 an open one may stand between."""
+    chain = len(equation.names) + len(equation.others) > 1
+    return all(
+        _quantities_agree(side, equation.value) or (chain and _is_open(side))
+        for side in equation.others
+    )
+
+
+def _is_open(text: str) -> bool:
+    """Does it hold a symbol that could be anything?"""
+    return any(getattr(expression, "free_symbols", ()) for expression in expressions(text))
+
+
 def _quantities_agree(answer: str, truth: str) -> bool:
     found, expected = quantity(answer), quantity(truth)
     if not same_kind(found, expected):
@@ -67,7 +98,7 @@ def _quantities_agree(answer: str, truth: str) -> bool:
     value = found.value
     if found.unit and expected.unit:
         value = rescale(value, found.unit, expected.unit)
-    exactly = compare_exactly(value, expected.value)
+    exactly = compare_values(value, expected.value)
     if exactly is not None:
         return exactly
     if {_delimiter(value), _delimiter(expected.value)} == {"set", "tuple"}:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.label import unlabelled
 from rewards.spelling import respell
 
 MAX_NUMBER_CHARS = 60
@@ -39,6 +40,11 @@ _IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 
 def compare_exactly(answer: str, truth: str) -> bool | None:
     """True or False where strings or plain rational numbers decide it, else None."""
+    return compare_values(*unlabelled(answer, truth))
+
+
+def compare_values(answer: str, truth: str) -> bool | None:
+    """The same for what has no label, or has one that counts."""
     answer, truth = normalise(answer), normalise(truth)
     if answer == truth and answer:
         return True
