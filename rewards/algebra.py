@@ -21,15 +21,31 @@ from rewards.congruence import congruences_agree
 from rewards.equation import Equation, equations
 from rewards.exact_answer import compare_values, decimal_places, normalise, rational
 from rewards.spelling import both_signs, open_words, respell
-from rewards.units import quantity, rescale, same_kind
+from rewards.units import in_unit_of, quantity, same_kind
 
-_REWRITE = (
+_TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)"
+_INTERVAL = r"[(\[][^()\[\],]{1,60},[^()\[\],]{1,60}[)\]]"
+_REWRITE: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\\varnothing|\\\{\s*\\\}"), r"\\emptyset"),
     (re.compile(r"^\s*[a-zA-Z]?\s*\\in(?![a-z])"), ""),
+    (re.compile(r"\s*([<>])\s*"), r"\1"),
+    (re.compile(r"\\(?:operatorname|mathrm|text)\s*\{\s*cis\s*\}\s*[({]?([^(){}]{1,40})[)}]?"),
+     r"(\\cos(\1)+i\\sin(\1))"),
+    (re.compile(rf"({_TRIG})\s*[({{]?\s*(\d+(?:\.\d+)?)\s*\^\s*\{{?\\circ\}}?\s*[)}}]?"),
+     r"\1(\\frac{\2\\pi}{180})"),
+    (re.compile(r"\^\{\s*(-?\d*\.\d+)\s*\}"), lambda m: f"^{{{Fraction(m[1])}}}"),
+    # the parser adds what is written side by side, as in a mixed number
+    (re.compile(r"(?<![\w.^{\\])(\d+(?:\.\d+)?)\s*(?=\(|\\binom)"), r"\1\\cdot "),
+    (re.compile(r"(\\binom\s*\{[^{}]*\}\s*\{[^{}]*\})\s*(?=\d|\(|\\frac|\\binom)"), r"\1\\cdot "),
+    (re.compile(r"\)\s*(?=\([^(),]*\)|\\frac|\\binom)"), r")\\cdot "),
 )
 _JOINED = re.compile(
     r"\\(?:text|mathrm)\s*\{\s*(or|and)\s*\}|\b(or|and)\b", re.IGNORECASE
 )
+_BESIDE_BY = r"\s*(?:,|\\text\s*\{\s*(?:or|and)\s*\})\s*"
+_BESIDE = re.compile(rf"([)\]]){_BESIDE_BY}([(\[])")
+_INTERVALS = re.compile(rf"\s*{_INTERVAL}(?:{_BESIDE_BY}{_INTERVAL}){{1,5}}\s*")
+_DESCENDS = re.compile(r"(>|\\(?:geq?|gt)(?![a-z]))")
 _INEQUALITY = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 
 
@@ -61,11 +77,12 @@ def expressions(text: str) -> tuple[Any, ...]:
     text = both_signs(open_words(respell(text)))
     for pattern, replacement in _REWRITE:
         text = pattern.sub(replacement, text)
-    words = {(a or b).lower() for a, b in _JOINED.findall(text)}
-    if words and _INEQUALITY.search(text):
+    text = _united(text)
+    if _INEQUALITY.search(text):
+        text = text.replace("\\cup", "\\text{ or }")
+        words = {(a or b).lower() for a, b in _JOINED.findall(text)}
         joined = _joined(text, words)
-        if joined is not None:
-            return (joined,)
+        return (joined,) if joined is not None else _parse(_ascending(text))
     return _parse(text)
 
 
@@ -95,9 +112,7 @@ def _quantities_agree(answer: str, truth: str) -> bool:
     found, expected = quantity(answer), quantity(truth)
     if not same_kind(found, expected):
         return False
-    value = found.value
-    if found.unit and expected.unit:
-        value = rescale(value, found.unit, expected.unit)
+    value = in_unit_of(found, expected)
     exactly = compare_values(value, expected.value)
     if exactly is not None:
         return exactly
@@ -116,6 +131,8 @@ def _parsed_agree(answer: str, truth: str) -> bool:
         rounded = _rounding(text, other[0])
         if rounded is not None:
             return rounded
+    if gold[0] == found[0]:  # a < b < c it cannot compare with itself
+        return True
     return verify(list(gold), list(found), timeout_seconds=None, allow_set_relation_comp=True)
 
 
@@ -175,19 +192,40 @@ def _with_imaginary_unit(expression: Any) -> Any:
 
 
 def _joined(text: str, words: set[str]) -> Any | None:
-    """The set of all x that satisfy the relations; None where they are not relations."""
+    """The set of all x that satisfy relations joined by a word, or by commas where no x satisfies
+    them all (x < 2, x > 3); None where they are not relations."""
     import sympy
 
-    if len(words) != 1:
+    if len(words) > 1 or not (words or "," in text):
         return None
     sets = []
-    for piece in _JOINED.sub("\0", text).split("\0"):
+    for piece in (_JOINED if words else re.compile(",")).sub("\0", text).split("\0"):
         found = _parse(piece.strip(" ,"))
         relation = found[0] if found else None
         if not isinstance(relation, sympy.logic.boolalg.Boolean) or _is_unsolved(relation):
             return None
         sets.append(relation.as_set())
-    return sympy.Union(*sets) if words == {"or"} else sympy.Intersection(*sets)
+    shared = sympy.Intersection(*sets)
+    if not words and shared != sympy.EmptySet:
+        return None
+    return shared if words == {"and"} else sympy.Union(*sets)
+
+
+def _united(text: str) -> str:
+    r"""(-\infty, -1], [1, \infty) as a union: a list with an infinite end is none of points."""
+    if "\\infty" not in text or not _INTERVALS.fullmatch(text):
+        return text
+    return _BESIDE.sub(r"\1\\cup \2", text)
+
+
+def _ascending(text: str) -> str:
+    """a > b > c as c < b < a; anything else as it stands."""
+    sides = _DESCENDS.split(text)
+    if len(sides) < 5 or _INEQUALITY.search("".join(sides[::2])):
+        return text
+    turned = ["<" if sign.strip() in {">", "\\gt"} else "\\leq " for sign in sides[1::2]]
+    rest = zip(turned[::-1], sides[-3::-2], strict=True)
+    return sides[-1] + "".join(sign + side for sign, side in rest)
 
 
 def _is_unsolved(expression: Any) -> bool:

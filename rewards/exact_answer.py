@@ -35,6 +35,15 @@ _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*) ?10\^\{?([+
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _PERCENT = re.compile(r"(.+?) ?(?:\\?%|percent|pct)")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+        " fifteen sixteen seventeen eighteen nineteen twenty".split()
+    )
+}
+_ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he) (?=[A-Za-z]{3})")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d{1,6}(?:,(?:\d{1,2}|\d{4,9})|\{,\}(?:\d{1,2}|\d{4,9}))")
 _IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 
 
@@ -45,6 +54,8 @@ def compare_exactly(answer: str, truth: str) -> bool | None:
 
 def compare_values(answer: str, truth: str) -> bool | None:
     """The same for what has no label, or has one that counts."""
+    if _DECIMAL_COMMA.fullmatch(answer.strip(" .$")) and _DECIMAL.fullmatch(truth.strip(" $")):
+        answer = answer.replace("{,}", ".").replace(",", ".")  # 3,5 is no list beside 3.5
     answer, truth = normalise(answer), normalise(truth)
     if answer == truth and answer:
         return True
@@ -71,8 +82,10 @@ def normalise(text: str) -> str:
     text = _DELETE.sub("", respell(text))
     for pattern, replacement in _REWRITE:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"(?<!\.)\.$", "", text.strip())
-    return text.lower() if _WORDS.fullmatch(text) else text
+    text = _ARTICLE.sub("", re.sub(r"(?<!\.)\.$", "", text.strip()))
+    if not _WORDS.fullmatch(text):
+        return text
+    return _NUMBER_WORDS.get(text.lower(), text.lower())
 
 
 def rational(text: str) -> Fraction | None:
@@ -83,6 +96,8 @@ def rational(text: str) -> Fraction | None:
         text = text.replace("{,}", "").replace(",", "").replace(" ", "")
     if _DECIMAL.fullmatch(text):
         return Fraction(text)
+    if "{,}" in text and _DECIMAL_COMMA.fullmatch(text):
+        return Fraction(text.replace("{,}", "."))
     if (repeating := _REPEATING.fullmatch(text)) is not None:
         return _repeating(*repeating.groups())
     if (recurring := _RECURRING.fullmatch(text)) is not None:

@@ -26,11 +26,17 @@ _LABELLED = re.compile(
     r"(?:the\s+)?(?P<word>[A-Za-z]{2,20})\.?[\s~]*(?:\\?#)?\(?(?P<value>\d[\d,]{0,20}|[A-J])\)?\.?",
     re.IGNORECASE,
 )
+_GAP = r"(?:\\[,;:! ]|\\q?quad|[\s~}])*"
+_CHOICE = re.compile(
+    rf"\\(?:text|mathrm|textbf|mathbf)\s*\{{\s*\((?P<letter>[A-J])\){_GAP}(?P<value>[^\s}}].*)"
+)
+_LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\s*\{)?\s*\(?([A-J])\)?\s*\}?")
 _BARE = re.compile(r"\d[\d,]{0,20}|[A-J]")
 
 
 def unlabelled(answer: str, truth: str) -> tuple[str, str]:
     """Both without their labels where these say nothing else; as they stand otherwise."""
+    answer = _chosen(answer, truth)
     said, meant = _parts(answer), _parts(truth)
     if said is not None and meant is not None:
         return (said[1], meant[1]) if said[0] == meant[0] else (answer, truth)
@@ -39,6 +45,15 @@ def unlabelled(answer: str, truth: str) -> tuple[str, str]:
     if meant is not None and meant[0] not in _CHANGING and _BARE.fullmatch(answer.strip(" .")):
         return answer, meant[1]
     return answer, truth
+
+
+def _chosen(answer: str, truth: str) -> str:
+    r"""The letter or the value of `\textbf{(C) }12`, whichever is asked for."""
+    choice = _CHOICE.fullmatch(answer.strip())
+    if choice is None or _CHOICE.fullmatch(truth.strip()):
+        return answer
+    letter = _LETTER.fullmatch(truth.strip())
+    return f"({choice['letter']})" if letter else choice["value"]
 
 
 def _parts(text: str) -> tuple[str, str] | None:
