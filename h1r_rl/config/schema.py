@@ -452,6 +452,13 @@ class CodeConfig(Section):
     )
 
 
+# The first word of a letter's name in Unicode.
+Script = Literal[
+    "ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
+    "GREEK", "HANGUL", "HEBREW", "HIRAGANA", "KATAKANA", "LATIN", "TAMIL", "TELUGU", "THAI",
+]  # fmt: skip
+
+
 class RewardConfig(Section):
     """Verifier workers."""
 
@@ -472,6 +479,17 @@ class RewardConfig(Section):
         default=0, description="L_c of DAPO's soft overlong punishment; 0 is off."
     )
     overlong_weight: NonNegativeFloat = Field(default=1.0, description="Weight of that punishment.")
+    language_scripts: tuple[Script, ...] = Field(
+        default=(),
+        description="Scripts that an answer's prose is expected in, such as [LATIN]; mathematics "
+        "and code are left out. Empty: languages may mix.",
+    )
+    language_tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.02, description="Share of letters in other scripts that costs nothing."
+    )
+    language_weight: NonNegativeFloat = Field(
+        default=0.1, description="Penalty for an answer wholly in other scripts; a share, a share."
+    )
     sandbox: Literal["namespaces", "none-i-trust-this-code"] | HttpSandboxConfig = Field(
         default="namespaces",
         description="Where model-written code runs: in namespaces of its own on this machine; "
