@@ -9,11 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal[
-    "any", "real", "integer", "natural", "least", "least integer", "above", "not", "within"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +16,7 @@ class Condition:
     r"""Example: `n \ge 0` is Condition("n", "least", "0")."""
 
     letter: str
-    kind: Kind
+    kind: str  # as in _FORMS
     bound: str = ""
 
     @property
@@ -43,7 +38,7 @@ _IN = rf"{_L}\s*\\in\s*\\mathbb\s*"
 _ALL = r"(?:\\forall|all|every|any|each|an?|some)"
 _IS = r"(?:is\s+)?(?:an?\s+|any\s+)?(?:arbitrary\s+)?"
 _WHOLE = r"(?:(?:non-?negative|nonnegative)\s+integers?|whole\s+numbers?)"
-_FORMS: tuple[tuple[re.Pattern[str], Kind, str], ...] = tuple(
+_FORMS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile(pattern), kind, bound)
     for pattern, kind, bound in (
         (rf"{_L}\s*(?:\\geq?|>=)\s*{_N}", "least", ""),
