@@ -83,13 +83,13 @@ def quantity(text: str) -> Quantity:
 
 def _compound(first: Quantity, second: Quantity) -> Quantity | None:
     """3 hours 30 minutes, in the larger unit; None where the two do not add up."""
-    values = [rational(normalise(part.value)) for part in (first, second)]
-    if first.unit is None or second.unit is None or None in values:
+    whole, rest = (rational(normalise(part.value)) for part in (first, second))
+    if whole is None or rest is None or first.unit is None or second.unit is None:
         return None
-    if first.unit.dimension != second.unit.dimension or first.unit.factor <= second.unit.factor:
+    ratio = second.unit.factor / first.unit.factor
+    if first.unit.dimension != second.unit.dimension or ratio >= 1:
         return None
-    whole, rest = values
-    return Quantity(str(whole + rest * second.unit.factor / first.unit.factor), first.unit)  # pyright: ignore[reportOperatorIssue]
+    return Quantity(str(whole + rest * ratio), first.unit)
 
 
 def same_kind(answer: Quantity, truth: Quantity) -> bool:
