@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.commitment import approximations, evaluated, refuses, unnamed
+from rewards.commitment import approximations, evaluated, hedges, refuses, unnamed
 from rewards.condition import without_conditions
 from rewards.congruence import congruences_agree
 from rewards.equation import Equation, equations
@@ -23,7 +23,7 @@ from rewards.exact_answer import compare_values, decimal_places, normalise, rati
 from rewards.spelling import both_signs, open_words, respell
 from rewards.units import in_unit_of, quantity, same_kind
 
-_TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)"
+_TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*(?:\d|\{\d\}))?"
 _INTERVAL = r"[(\[][^()\[\],]{1,60},[^()\[\],]{1,60}[)\]]"
 _REWRITE: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\\varnothing|\\\{\s*\\\}"), r"\\emptyset"),
@@ -57,7 +57,7 @@ def algebra_agrees(answer: str, truth: str, question: str = "") -> bool:
         return False
     answer, truth = evaluated(bare[0]), bare[1]
     solved = answer if "=" in truth else _named_value(answer, question)
-    if solved is None:
+    if solved is None or hedges(answer, truth):
         return False
     answer, truth = unnamed(solved, truth)
     if "=" not in truth and ":" in truth:
@@ -204,7 +204,10 @@ def _joined(text: str, words: set[str]) -> Any | None:
         relation = found[0] if found else None
         if not isinstance(relation, sympy.logic.boolalg.Boolean) or _is_unsolved(relation):
             return None
-        sets.append(relation.as_set())
+        try:
+            sets.append(relation.as_set())
+        except (NotImplementedError, TypeError):  # of several letters, or of sets
+            return None
     shared = sympy.Intersection(*sets)
     if not words and shared != sympy.EmptySet:
         return None

@@ -38,7 +38,9 @@ _NAME = re.compile(
             _OPERATOR,
             rf"{_TEXT}(?:\s*\(?(?:\\triangle\s*)?(?:{_POINTS}|{_ATOM})\)?)?{_SUBSCRIPT}",
             rf"(?:m|{_TEXT})?\s*\\(?:measured)?angle\s*(?:{_POINTS}|{_ATOM}|\d)",
-            rf"\\(?:widehat|arc|overset\{{\\frown\}})\s*\{{{_POINTS}\}}|\[{_POINTS}\]",
+            rf"\\(?:widehat|arc|overset\{{\\frown\}})\s*\{{{_POINTS}\}}|\[(?:\\triangle\s*)?{_POINTS}\]",
+            rf"\\triangle\s*{_POINTS}|\\Delta\s*{_ATOM}|(?:E|\\mathbb\s*\{{?E\}}?)\s*\[[^\[\]]{{1,30}}\]",
+            rf"\({_ATOM}\s*\\circ\s*{_ATOM}\){_ARGUMENT}",
             rf"\|(?:{_POINTS}|[A-Z]|{_DRESS}\s*\{{?\w{{1,3}}\}}?)\||\\\|[^|]{{1,20}}\\\|",
             r"\\frac\{d\w\}\{d\w\}",
             rf"\({_ATOM}(?:\s*,\s*{_ATOM}){{1,5}}\)",
@@ -49,7 +51,9 @@ _NAME = re.compile(
     )
 )
 _FUNCTION_LETTERS = re.compile(r"[f-hpqA-Z\\]")
-_PLAIN_ARGUMENT = re.compile(r"\(\s*(?:[-+]?[\d.]+|[A-Za-z](?:\s*,\s*[A-Za-z]){0,3})\s*\)")
+_PLAIN_ARGUMENT = re.compile(
+    r"\(\s*(?:[A-Z][^()]*|[-+]?[\d.]+|[A-Za-z](?:\s*,\s*[A-Za-z]){0,3})\s*\)"
+)
 _EQUALS = re.compile(r"(?<![<>!=:])=(?![=>])")
 _OTHER_RELATION = re.compile(r"[<>]|!=|==|\\(?:not|neq?|leq?|geq?|lt|gt|equiv|in|mid)(?![a-z])")
 _BETWEEN = re.compile(

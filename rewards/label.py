@@ -30,6 +30,7 @@ _GAP = r"(?:\\[,;:! ]|\\q?quad|[\s~}])*"
 _CHOICE = re.compile(
     rf"\\(?:text|mathrm|textbf|mathbf)\s*\{{\s*\((?P<letter>[A-J])\){_GAP}(?P<value>[^\s}}].*)"
 )
+_SEVERAL = re.compile(r"\b(?:and|or)\b|\([A-J]\)")
 _LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\s*\{)?\s*\(?([A-J])\)?\s*\}?")
 _BARE = re.compile(r"\d[\d,]{0,20}|[A-J]")
 
@@ -50,7 +51,7 @@ def unlabelled(answer: str, truth: str) -> tuple[str, str]:
 def _chosen(answer: str, truth: str) -> str:
     r"""The letter or the value of `\textbf{(C) }12`, whichever is asked for."""
     choice = _CHOICE.fullmatch(answer.strip())
-    if choice is None or _CHOICE.fullmatch(truth.strip()):
+    if choice is None or _CHOICE.fullmatch(truth.strip()) or _SEVERAL.search(choice["value"]):
         return answer
     letter = _LETTER.fullmatch(truth.strip())
     return f"({choice['letter']})" if letter else choice["value"]

@@ -73,8 +73,9 @@ def quantity(text: str) -> Quantity:
     if split and fraction is not None and fraction.start():
         return _quantity(text[: fraction.start()], f"{_words(fraction[1])}/{_words(fraction[2])}")
     start = _tail_start(text)
-    if start:
-        return _quantity(text[:start], _words(text[start:]))
+    words = _words(text[start:]) if start else ""
+    if start and words.partition(" ")[0] not in ("or", "and"):
+        return _quantity(text[:start], words)
     if split and (match := _PLAIN_TAIL.fullmatch(text, split)) is not None:
         found = _quantity(text[:split], _words(match.group("words")), plain=True)
         return Quantity(text) if found.words else found
