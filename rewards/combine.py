@@ -15,14 +15,20 @@ from dataclasses import replace
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.records import Completion, Verdict
 from rewards.format_verifier import well_formed
+from rewards.language import language_kept
 from rewards.overlong import soft_overlong
 
 
 def combine(
     config: RewardConfig, verdict: Verdict, completion: Completion, max_response_tokens: int
 ) -> Verdict:
-    """The verdict that the loop sees: weighted score, parts "accuracy", "format", "overlong"."""
+    """The verdict that the loop sees: weighted score, and the parts "accuracy", "format", and
+    where they are set "language" and "overlong"."""
     parts = {"format": 1.0 if well_formed(completion.text) else 0.0}
+    if config.language_scripts:
+        parts["language"] = language_kept(
+            completion.text, config.language_scripts, config.language_tolerance
+        )
     if config.overlong_cache_tokens:
         parts["overlong"] = soft_overlong(
             len(completion.token_ids), max_response_tokens, config.overlong_cache_tokens
@@ -46,4 +52,5 @@ def _score(config: RewardConfig, verified: float, parts: dict[str, float]) -> fl
     if config.control == "constant":
         return 1.0
     penalty = config.format_weight * (1.0 - parts["format"])
+    penalty += config.language_weight * (1.0 - parts.get("language", 1.0))
     return verified - penalty + config.overlong_weight * parts.get("overlong", 0.0)

@@ -65,7 +65,7 @@ def refuses(answer: str, truth: str) -> bool:
     for pattern in _OPERATIONS.values():
         if pattern.search(answer) and not pattern.search(truth):
             return True
-    return _hedges(answer, truth) or _marks(answer) != _marks(truth)
+    return hedges(answer, truth) or _marks(answer) != _marks(truth)
 
 
 def evaluated(answer: str) -> str:
@@ -98,7 +98,8 @@ def approximations(answer: str, truth: str) -> list[str] | None:
     return sides if all(sides) else []
 
 
-def _hedges(answer: str, truth: str) -> bool:
+def hedges(answer: str, truth: str) -> bool:
+    """Does the answer take back, in words, what it says?"""
     said, expected = _words(answer), _words(truth)
     for match in _HEDGES.finditer(said):
         by_cases = match.group() in _CASES and "cases" in answer and "cases" in truth

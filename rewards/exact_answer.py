@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from rewards.label import unlabelled
 from rewards.spelling import respell
 
 MAX_NUMBER_CHARS = 60
@@ -34,11 +35,27 @@ _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)(?:\\times|\\cdot|\*) ?10\^\{?([+
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _PERCENT = re.compile(r"(.+?) ?(?:\\?%|percent|pct)")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+        " fifteen sixteen seventeen eighteen nineteen twenty".split()
+    )
+}
+_ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he) (?=[A-Za-z]{3})")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d{1,6}(?:,(?:\d{1,2}|\d{4,9})|\{,\}(?:\d{1,2}|\d{4,9}))")
 _IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 
 
 def compare_exactly(answer: str, truth: str) -> bool | None:
     """True or False where strings or plain rational numbers decide it, else None."""
+    return compare_values(*unlabelled(answer, truth))
+
+
+def compare_values(answer: str, truth: str) -> bool | None:
+    """The same for what has no label, or has one that counts."""
+    if _DECIMAL_COMMA.fullmatch(answer.strip(" .$")) and _DECIMAL.fullmatch(truth.strip(" $")):
+        answer = answer.replace("{,}", ".").replace(",", ".")  # 3,5 is no list beside 3.5
     answer, truth = normalise(answer), normalise(truth)
     if answer == truth and answer:
         return True
@@ -65,8 +82,10 @@ def normalise(text: str) -> str:
     text = _DELETE.sub("", respell(text))
     for pattern, replacement in _REWRITE:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"(?<!\.)\.$", "", text.strip())
-    return text.lower() if _WORDS.fullmatch(text) else text
+    text = _ARTICLE.sub("", re.sub(r"(?<!\.)\.$", "", text.strip()))
+    if not _WORDS.fullmatch(text):
+        return text
+    return _NUMBER_WORDS.get(text.lower(), text.lower())
 
 
 def rational(text: str) -> Fraction | None:
@@ -77,6 +96,8 @@ def rational(text: str) -> Fraction | None:
         text = text.replace("{,}", "").replace(",", "").replace(" ", "")
     if _DECIMAL.fullmatch(text):
         return Fraction(text)
+    if "{,}" in text and _DECIMAL_COMMA.fullmatch(text):
+        return Fraction(text.replace("{,}", "."))
     if (repeating := _REPEATING.fullmatch(text)) is not None:
         return _repeating(*repeating.groups())
     if (recurring := _RECURRING.fullmatch(text)) is not None:

@@ -25,8 +25,10 @@ def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
     if verdict is not None:
         return verdict
     answer = final_answer(text) or ""
+    asked = prompt.question if "=" in answer else ""
     truths = ground_truths(prompt.ground_truth)
-    return CORRECT if any(algebra_agrees(answer, truth) for truth in truths) else wrong("wrong")
+    agrees = any(algebra_agrees(answer, truth, asked) for truth in truths)
+    return CORRECT if agrees else wrong("wrong")
 
 
 def quick(prompt: Prompt, text: str, options: RewardConfig) -> Verdict | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from h1r_rl.config.schema import RewardConfig
 from h1r_rl.errors import ConfigError, RolloutLost, RunFailed
@@ -214,7 +214,7 @@ class RewardPool:
         handle = actor.remote(self._config, self._max_response_tokens, self._verifiers)
         try:
             await asyncio.wait_for(handle.ready.remote(), self._start_timeout_s)
-        except (RayActorError, TimeoutError) as error:
+        except (RayActorError, RayTaskError, TimeoutError) as error:
             ray.kill(handle)
             _raise_what_is_missing(error)
             raise RunFailed(
@@ -246,10 +246,10 @@ def _wrong_count(prompt: Prompt, count: int) -> RunFailed:
 
 
 def _raise_what_is_missing(error: BaseException) -> None:
-    """A worker whose constructor found that the machine lacks something says so itself."""
-    cause = getattr(error, "cause", None) or error.__cause__
-    if isinstance(error, ActorDiedError) and isinstance(cause, ConfigError):
-        raise cause
+    """A worker that found that its machine lacks something says so itself."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ConfigError):
+        raise cause from None
 
 
 async def _end(handle: Any) -> None:

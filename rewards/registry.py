@@ -49,6 +49,7 @@ BUILT_IN = {
     "math": Verifier("rewards.math_verifier", quick="quick"),
     "choice": Verifier("rewards.choice_verifier", place="worker"),
     "code": Verifier("rewards.code_verifier", place="worker"),
+    "judge": Verifier("rewards.judge_verifier", place="worker"),
 }
 
 
@@ -67,7 +68,11 @@ def find(name: str) -> Verifier:
 
 def item_deadline_s(name: str, config: RewardConfig) -> float:
     """The longest that one verdict may take."""
-    return config.code.total_s + config.code.wall_s if name == "code" else config.timeout_s
+    if name == "code":
+        return config.code.total_s + config.code.wall_s
+    if name == "judge" and config.judge is not None:
+        return config.judge.deadline_s
+    return config.timeout_s
 
 
 def resolve(verifier: Verifier, function: str) -> Any:

@@ -37,17 +37,22 @@ class RewardWorker:
     def __init__(
         self, config: RewardConfig, max_response_tokens: int, verifiers: frozenset[str]
     ) -> None:
-        """ConfigError where a verifier that will be asked for cannot work on this machine."""
-        if "code" in verifiers:
-            from rewards.code_verifier import ensure_sandbox
-
-            ensure_sandbox(config)
+        self._config, self._verifiers = config, verifiers
         self._judge = Judge(config, max_response_tokens)
         # One thread for life, and the only one that judges: a `Judge` has one owner.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
 
     def ready(self) -> int:
-        """Process id, once the constructor is through."""
+        """Process id; ConfigError where a verifier that will be asked for cannot work here (raised
+        by a call, as Ray tells no caller what a constructor raised)."""
+        if "code" in self._verifiers:
+            from rewards.code_verifier import ensure_sandbox
+
+            ensure_sandbox(self._config)
+        if "judge" in self._verifiers:
+            from rewards.judge_verifier import ensure_judge
+
+            ensure_judge(self._config)
         return os.getpid()
 
     def score(

@@ -6,6 +6,7 @@ Invariant: the value never changes, and the work is linear in the text (at most 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -23,12 +24,17 @@ _CHARACTERS = str.maketrans(
         "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}",
         "⇒": "\\Rightarrow ", "→": "\\to ", "∼": "\\sim ", "∝": "\\propto ", "¬": "\\neg ",
         "…": "\\ldots ", "′": "'", "\u2019": "'", "⟨": "\\langle ", "⟩": "\\rangle ",
-        "∧": "\\land ", "∨": "\\lor ",
+        "¢": "\\text{ cents}", "∧": "\\land ", "∨": "\\lor ",
     }
     | {character: f"\\frac{{{a}}}{{{b}}}" for character, (a, b) in _VULGAR.items()}
 )
-_ANSWER_IS = r"\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*:?|:)\s*"
-_REWRITE = (
+_ANSWER_IS = (
+    r"\s*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*:?|:)|there\s+are|exactly|a\s+total\s+of)\s*"
+)
+_BASES = "two three four five six seven eight nine ten eleven twelve".split()
+_BASE = "|".join(_BASES)
+_PLAIN_NUMBER = re.compile(r"[-+\d.,/]*")
+_REWRITE: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}"),
     (re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+"), lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}"),
     (re.compile(r"√\s*\("), r"\\sqrt("),
@@ -64,6 +70,16 @@ _REWRITE = (
     (re.compile(r"\]\s*([^\[\](){},;]{1,60}),([^\[\](){},;]{1,60})(\[|\])"),
      lambda m: f"({m[1]},{m[2]}{')' if m[3] == '[' else ']'}"),
     (re.compile(r"\[\s*([^\[\](){},;]{1,60}),([^\[\](){},;]{1,60})\["), r"[\1,\2)"),
+    (re.compile(r"^\s*\\therefore(?![a-z])\s*"), ""),
+    (re.compile(r"\\log\s*_\s*(?:e|\{\s*e\s*\})(?![A-Za-z])"), r"\\ln "),
+    (re.compile(r"\\lg(?![a-z])"), r"\\log_{10}"),
+    (re.compile(r"(?:\{\s*\}|(?<![\w})\]]))[_^](?:\{(\d+)\}|(\d))\s*C_(?:\{(\d+)\}|(\d))"),
+     lambda m: f"\\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}"),
+    (re.compile(rf"_\s*\{{?\s*\\(?:text|mathrm)\s*\{{\s*(?:base\s+)?({_BASE})\s*\}}\s*\}}?"),
+     lambda m: f"_{{{_BASES.index(m[1]) + 2}}}"),
+    (re.compile(r"^\s*\(([0-9A-Z]+)\)\s*_(?=[{\d])"), r"\1_"),
+    (re.compile(r"^\s*([0-9A-Z]+)\s*\\text\s*\{[\s(]*(?:in\s+)?base[ -](\d+)[\s)]*\}\s*$"),
+     r"\1_{\2}"),
     (re.compile(r"\\text\s*\{\s*(?:approximately|approx\.?|about|roughly)\s*\}"), r"\\approx "),
 )
 _BUILDER = re.compile(
@@ -74,6 +90,11 @@ _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
 _GROUP = re.compile(r"\\(?:text|mathrm|textrm|textbf|textit|mbox)\s*\{([^{}]*)\}")
 _SEPARATOR = re.compile(r"[\s.,;:()~]*(or|and)?[\s.,;:()~]*", re.IGNORECASE)
 _VALUES = re.compile(r"[\s.,;:()]*(or|and)\s+([-+\d./\s]+)[)\s]*", re.IGNORECASE)
+_COUNTED = re.compile(r"\s*(\d[\d,.]*)\s+([A-Za-z][A-Za-z ]*)")
+_SPACED_WORD = re.compile(
+    r"(?:\\[,;: ]\s*)+\\text\s*\{\s*(and|or)\s*\}(?:\s*\\[,;: ])*|"
+    r"\\text\s*\{\s*(and|or)\s*\}(?:\s*\\[,;: ])+"
+)
 _LOOSE_SEPARATOR = re.compile(r"\(\s*(or|and)\b([^()]*)\)|\\(lor|land|vee|wedge)(?![a-z])")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-z])\s*")
 
@@ -81,6 +102,8 @@ _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![a-z])\s*")
 def respell(text: str) -> str:
     """The same answer in the spelling that the comparisons know."""
     text = text.strip()
+    if _PLAIN_NUMBER.fullmatch(text):  # most of what is compared
+        return text
     if not text.isascii():
         for pattern, replacement in _REWRITE[:2]:
             text = pattern.sub(replacement, text)
@@ -96,7 +119,11 @@ def respell(text: str) -> str:
 def open_words(text: str) -> str:
     r"""`and` and `or` out of their boxes of text, together with the values that hide there:
     `5\text{. Or 6}` is `5\text{ or } 6`."""
+    text = _SPACED_WORD.sub(lambda m: f"\\text{{ {m[1] or m[2]} }}", text)
     whole = _GROUP.fullmatch(text.strip())
+    counted = _COUNTED.fullmatch(whole.group(1)) if whole else None
+    if counted is not None:
+        return f"{counted[1]}\\text{{ {counted[2]}}}"
     if whole is not None and any(character.isdigit() for character in whole.group(1)):
         text = whole.group(1)
     text = _LOOSE_SEPARATOR.sub(_loose, text)

@@ -3,7 +3,7 @@ r"""Units of measurement: what dimension a name stands for and how large it is.
 Invariant: pure data and look-ups. Symbols are case-sensitive (mW is not MW, Mg is not mg), words
 are not; SI prefixes are generated. Dimensions are powers of base units, so that N and kg m/s^2
 agree and N and J do not. Currencies, degrees, radians and the two everyday temperature scales are
-bases of their own: told apart, never converted.
+bases of their own: told apart, not converted here.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ r"""A number and the unit behind it, so that 5 cm is not 5 m, and 2 m is 200 cm.
 
 Invariant: only a trailing \text{} (or \mathrm{}), a degree sign, a currency before the number, or
 a word that cannot be a product of variables (`5 hours`, but not `5m`) is split off. Scale words
-(million, dozen) belong to the number. A unit missing on one side is no difference; a known unit
-against another word is.
+(million, dozen) belong to the number; two numbers with units of one dimension add up. A unit
+missing on one side is no difference; a known unit against another word is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DEGREE = r"(?:\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-z])|\u00b0)"
 _GLUE = r"\\(?:cdot|times)(?![a-z])|\\[,;:! ]|[\s~/*.\u00b7]"
 _TAIL = re.compile(rf"(?:{_GLUE}|\\mu(?![a-z])|\\Omega(?![a-z])|{_GROUP}|{_POWER})+")
 _TAIL_START = re.compile(rf"(?:(?:{_GLUE})*\\(?:mu|Omega)(?![a-z])|(?:{_GLUE})*{_GROUP})")
-_FRACTION_TAIL = re.compile(rf"(?:\\[,;:! ]|[\s~])*\\frac\s*\{{({_GROUP})\}}\{{({_GROUP})\}}")
+_FRACTION_TAIL = re.compile(rf"(?:\\[,;:! ]|[\s~])*\\frac\s*\{{({_GROUP})\}}\{{({_GROUP})\}}\.?$")
 _PLAIN_TAIL = re.compile(
     r"(?:\\[,; ]|\s|~)*(?P<words>[A-Za-z][A-Za-z/ ]{1,40}(?:\^\{?[23]\}?)?)\.?"
 )
@@ -42,13 +42,21 @@ _CURRENCY = re.compile(
     r"\s*(\\?\$|\\(?:euro|pounds|EUR)(?![a-z])|[\u20ac\u00a3\u00a5\u20b9])\s*(?=[\d.])"
 )
 _CURRENCIES = {"\\pounds": "\u00a3", "\\euro": "eur", "\\EUR": "eur", "$": "usd", "\\$": "usd"}
+_PART = rf"\d[\d,./]{{0,12}}\s*(?:(?:{_GLUE})*{_GROUP}|[A-Za-z]{{1,12}})"
+_COMPOUND = re.compile(
+    rf"({_PART})(?:{_GLUE}|,|\\text\s*\{{\s*,?\s*(?:and)?\s*\}}|\band\b)*({_PART})"
+)
 _NEUTRAL = re.compile(r"(?:(?:square|sq|cubic)\s+)?units?(?:\s*\^\d)?", re.IGNORECASE)
+_DEGREE_UNIT, _RADIAN_UNIT = look_up("degree"), look_up("radian")
 _UNWRAP = re.compile(_TEXT + r"\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
 def quantity(text: str) -> Quantity:
     """The parts of an answer; `Quantity(text)` where there is nothing but a value."""
     text = text.strip()
+    parts = _COMPOUND.fullmatch(text)
+    if parts is not None:
+        return _compound(quantity(parts[1]), quantity(parts[2])) or Quantity(text)
     money = _CURRENCY.match(text)
     if money and "$" not in text[money.end() :]:
         rest = quantity(text[money.end() :])
@@ -61,21 +69,35 @@ def quantity(text: str) -> Quantity:
     split = number.end() if number else 0
     if split and (degree := _DEGREE_TAIL.fullmatch(text, split)) is not None:
         return Quantity(text[:split], parse_unit(f"degree {_words(degree.group('scale') or '')}"))
-    if split and (fraction := _FRACTION_TAIL.fullmatch(text, split)) is not None:
-        return _quantity(text[:split], f"{_words(fraction[1])}/{_words(fraction[2])}")
+    fraction = _FRACTION_TAIL.search(text)
+    if split and fraction is not None and fraction.start():
+        return _quantity(text[: fraction.start()], f"{_words(fraction[1])}/{_words(fraction[2])}")
     start = _tail_start(text)
-    if start:
-        return _quantity(text[:start], _words(text[start:]))
+    words = _words(text[start:]) if start else ""
+    if start and words.partition(" ")[0] not in ("or", "and"):
+        return _quantity(text[:start], words)
     if split and (match := _PLAIN_TAIL.fullmatch(text, split)) is not None:
         found = _quantity(text[:split], _words(match.group("words")), plain=True)
         return Quantity(text) if found.words else found
     return Quantity(text)
 
 
+def _compound(first: Quantity, second: Quantity) -> Quantity | None:
+    """3 hours 30 minutes, in the larger unit; None where the two do not add up."""
+    whole, rest = (rational(normalise(part.value)) for part in (first, second))
+    if whole is None or rest is None or first.unit is None or second.unit is None:
+        return None
+    ratio = second.unit.factor / first.unit.factor
+    if first.unit.dimension != second.unit.dimension or ratio >= 1:
+        return None
+    return Quantity(str(whole + rest * ratio), first.unit)
+
+
 def same_kind(answer: Quantity, truth: Quantity) -> bool:
     """Could the two be equal, as far as what stands behind the numbers goes?"""
     if answer.unit and truth.unit:
-        return answer.unit.dimension == truth.unit.dimension
+        angles = {answer.unit, truth.unit} == {_DEGREE_UNIT, _RADIAN_UNIT}
+        return angles or answer.unit.dimension == truth.unit.dimension
     if (answer.unit and truth.words) or (truth.unit and answer.words):
         return False
     percent = [bool(re.search(r"%\s*$", side.value)) for side in (answer, truth)]
@@ -88,9 +110,24 @@ def same_kind(answer: Quantity, truth: Quantity) -> bool:
     )
 
 
-def rescale(value: str, unit: Unit, target: Unit) -> str:
-    """`value`, given in `unit`, as an expression in `target`."""
-    return _scaled(value, unit.factor / target.factor)
+def in_unit_of(answer: Quantity, truth: Quantity) -> str:
+    r"""The answer's value as an expression in the truth's unit. A multiple of \pi that has no unit
+    is an angle in radians where the other is in degrees."""
+    angles = [_angle(side, other) for side, other in ((answer, truth), (truth, answer))]
+    if angles == ["radian", "degree"]:
+        return f"\\frac{{180}}{{\\pi}}({answer.value})"
+    if angles == ["degree", "radian"]:
+        return f"\\frac{{\\pi}}{{180}}({answer.value})"
+    if answer.unit and truth.unit:
+        return _scaled(answer.value, answer.unit.factor / truth.unit.factor)
+    return answer.value
+
+
+def _angle(side: Quantity, other: Quantity) -> str:
+    if side.unit in (_DEGREE_UNIT, _RADIAN_UNIT):
+        return "degree" if side.unit == _DEGREE_UNIT else "radian"
+    is_bare = side.unit is None and not side.words and other.unit == _DEGREE_UNIT
+    return "radian" if is_bare and "\\pi" in side.value else ""
 
 
 def _scaled(value: str, factor: Fraction) -> str:

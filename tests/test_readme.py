@@ -76,3 +76,12 @@ def test_its_tables_are_those_of_the_committed_results():
     update_readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(update_readme)
     assert update_readme.updated(README) == README, "run tests/benchmarks/update_readme.py"
+
+
+def test_the_parts_of_a_score_name_settings_that_there_are():
+    from h1r_rl.config.schema import RewardConfig
+
+    section = README.split("## What a score is made of")[1].split("\n## ")[0]
+    rows = [line.split("|")[3] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert named and named <= RewardConfig.model_fields.keys()

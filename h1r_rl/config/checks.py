@@ -191,6 +191,11 @@ def _check_algorithm(config: RunConfig) -> None:
             f"reward.overlong_cache_tokens ({cache}) reaches rollout.max_response_tokens ({room}): "
             "every answer would be punished for its length; lower it"
         )
+    if config.data.default_verifier == "judge" and config.reward.judge is None:
+        raise ConfigError(
+            "data.default_verifier: judge needs a model that judges; set reward.judge.url and "
+            "reward.judge.model"
+        )
     if not 0 < algorithm.correction.low <= algorithm.correction.high:
         raise ConfigError("grpo.algorithm.correction: expected 0 < low <= high")
     if config.reward.control == "none" and importlib.util.find_spec("math_verify") is None:

@@ -7,9 +7,11 @@ live in `checks.py`; reading files and overrides in `load.py`.
 from __future__ import annotations
 
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -452,6 +454,78 @@ class CodeConfig(Section):
     )
 
 
+JUDGE_TEMPLATE = """\
+Question:
+{question}
+
+Reference answer:
+{ground_truth}
+
+Answer to grade:
+{answer}
+
+Does the answer to grade give the reference answer's result?"""
+
+
+class JudgeConfig(Section):
+    """A language model that judges answers, over an OpenAI-compatible interface."""
+
+    url: str = Field(
+        description="Base address such as http://host:8000/v1; /chat/completions is added."
+    )
+    model: str = Field(description="The model's name there.")
+    key_env: str | None = Field(
+        default=None, description="Environment variable that holds the key, where one is needed."
+    )
+    deadline_s: PositiveFloat = Field(default=60.0, description="One verdict with its retries.")
+    attempt_s: PositiveFloat = Field(default=30.0, description="One request.")
+    retries: NonNegativeInt = Field(
+        default=3, description="Further attempts where the service fails or its verdict is unclear."
+    )
+    backoff_s: NonNegativeFloat = Field(
+        default=1.0, description="Pause before the first of them, doubled before each next one."
+    )
+    max_tokens: PositiveInt = Field(default=1024, description="What the judge may write.")
+    template: str = Field(
+        default=JUDGE_TEMPLATE,
+        description="The question put to the judge, with {question}, {ground_truth} and {answer}; "
+        "how it has to answer is added.",
+    )
+
+    @property
+    def endpoint(self) -> str:
+        return self.url.rstrip("/") + "/chat/completions"
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ValueError(f"expected an address such as http://host:8000/v1, found '{url}'")
+        return url
+
+    @field_validator("template")
+    @classmethod
+    def _has_its_fields(cls, template: str) -> str:
+        expected = {"question", "ground_truth", "answer"}
+        try:
+            found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"{error}; write {{{{ and }}}} for braces") from None
+        if found != expected:
+            raise ValueError(
+                f"expected the fields {', '.join(sorted(expected))}, found "
+                f"{', '.join(sorted(found)) or 'none'}; write {{{{ and }}}} for braces"
+            )
+        return template
+
+
+# The first word of a letter's name in Unicode.
+Script = Literal[
+    "ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN",
+    "GREEK", "HANGUL", "HEBREW", "HIRAGANA", "KATAKANA", "LATIN", "TAMIL", "TELUGU", "THAI",
+]  # fmt: skip
+
+
 class RewardConfig(Section):
     """Verifier workers."""
 
@@ -472,12 +546,26 @@ class RewardConfig(Section):
         default=0, description="L_c of DAPO's soft overlong punishment; 0 is off."
     )
     overlong_weight: NonNegativeFloat = Field(default=1.0, description="Weight of that punishment.")
+    language_scripts: tuple[Script, ...] = Field(
+        default=(),
+        description="Scripts that an answer's prose is expected in, such as [LATIN]; mathematics "
+        "and code are left out. Empty: languages may mix.",
+    )
+    language_tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.02, description="Share of letters in other scripts that costs nothing."
+    )
+    language_weight: NonNegativeFloat = Field(
+        default=0.1, description="Penalty for an answer wholly in other scripts; a share, a share."
+    )
     sandbox: Literal["namespaces", "none-i-trust-this-code"] | HttpSandboxConfig = Field(
         default="namespaces",
         description="Where model-written code runs: in namespaces of its own on this machine; "
         "{http: URL} for a service; or with limits but no walls, for trusted code only.",
     )
     code: CodeConfig = Field(default=CodeConfig(), description=CodeConfig.__doc__)
+    judge: JudgeConfig | None = Field(
+        default=None, description="The model behind the verifier `judge`."
+    )
     pruned: Literal["zero", "none"] = Field(
         default="zero",
         description="Score of an answer that a confidence rule ended: 0, or no score.",

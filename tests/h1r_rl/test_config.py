@@ -50,6 +50,8 @@ def test_overrides_and_round_trip(tmp_path):
         ("grpo.algorithm.clip_low=1.5", ["clip_low", "1.5"]),
         ("grpo.tripwires.entropy_rise=0.05", ["entropy_fall", "0.05"]),
         ("reward.overlong_cache_tokens=64", ["64", "max_response_tokens (32)"]),
+        ("data.default_verifier=judge", ["reward.judge.url", "reward.judge.model"]),
+        ("reward.judge={url: nowhere, model: m}", ["reward.judge.url", "http://host:8000/v1"]),
     ],
 )
 def test_mistakes(tmp_path, override, words):

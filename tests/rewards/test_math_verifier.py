@@ -124,6 +124,30 @@ def test_restating_the_problem_is_not_solving_it():
     assert judge(r"\frac{1}{3}", r"\boxed{\int_0^1 x^2 dx}").score == 0.0
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "right"),
+    [
+        ("If $x=5$, what is the value of $2x-5$?", "2x-5=5", True),
+        ("Solve $2x-5=5$.", "2x-5=5", False),
+        ("Find the value of $x$ with $2x-5=5$.", "2x-5=5", False),
+        ("Find $m+n$.", "m + n = 5", True),
+        ("Find $100m+n$.", "m+n=5", False),
+        ("Find $m+n+p$.", "m+n=5", False),
+        ("Let $x+y=5$ and $x-y=5$. Find $x$.", "x+y=5", False),
+        ("Let $x+y=5$. Find $x$ so that $3(x+y)=15$", "x+y=5", False),
+        ("Compute $\\left|z\\right|$.", "|z|=5", True),
+        ("Solve $|x|=5$ for positive $x$.", "|x|=5", False),
+        ("What is $\\dfrac{a}{b}$?", r"\frac{a}{b}=5", True),
+        ("The sum is 5. 2x-5. Find $x$.", "2x-5=5", False),
+        ("", "m+n=5", False),
+    ],
+)
+def test_what_the_question_asks_for_is_a_name(question, answer, right):
+    prompt = Prompt("p", 0, np.zeros(0, np.int32), question, "math", "5")
+    verdict = verify(prompt, f"\\boxed{{{answer}}}", RewardConfig())
+    assert verdict.score == float(right)
+
+
 def test_several_correct_forms():
     truth = r'["\\frac{1}{2}", "50 \\text{ cents}"]'
     assert judge(truth, r"\boxed{0.5}").score == 1.0

@@ -1,0 +1,167 @@
+r"""Is an equation an answer? `x = 5` names a value, `2x - 5 = 5` leaves it to be found.
+
+Invariant: text alone. A side is a name where it is one symbol, one quantity (`\angle A`, `[ABC]`,
+`\text{Area}`), one function of something (`f(2)`, `P(X = 2)`), or what the question itself asks
+for ("find $m + n$"); everything else is an expression, and has to agree with the value.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_QUESTION_CHARS = 20_000
+
+_GREEK = (
+    r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
+    r"|rho|sigma|tau|phi|varphi|chi|psi|omega|ell|Gamma|Delta|Theta|Lambda|Phi|Psi|Omega)(?![a-z])"
+)
+_DRESS = r"\\(?:overline|vec|overrightarrow|hat|bar|mathbf|mathcal|tilde|boldsymbol)"
+_TEXT = r"\\(?:text|mathrm|textrm|textbf|textit|mbox|operatorname)\s*\{[^{}\d]{1,80}\}"
+_SUBSCRIPT = r"(?:_(?:\{(?:[^{}=]|\{[^{}]{0,20}\}){1,30}\}|\w|\\[a-z]+))?"
+_PRIMES = r"(?:'{1,3}|\^\s*\\?\*)?"
+_ATOM = rf"(?:[A-Za-z]|{_GREEK}|{_DRESS}\s*(?:\{{\w{{1,4}}\}}|[A-Za-z])){_SUBSCRIPT}{_PRIMES}"
+_POINTS = r"(?:[A-Z]'?){2,5}"
+_WORD = r"(?:[A-Z][a-z]{2,}|(?![a-d]+\b|[w-z]+\b)[a-z]{4,})(?:\s[A-Za-z]+){0,4}"
+_ARGUMENT = r"\((?:[^()]|\([^()]{0,40}\)){1,80}\)"
+_FUNCTION = re.compile(rf"(?P<name>{_ATOM})(?:\^\s*\{{(?:-1|\(\w\))\}})?\s*(?P<of>{_ARGUMENT})")
+_OPERATOR = (
+    r"\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|Pr|deg|dim|arg|Re|Im|det|operatorname\s*"
+    rf"\{{[A-Za-z]{{1,12}}\}})(?![a-z])\s*(?:{_ARGUMENT}|\{{?(?:\\angle\s*)?(?:{_POINTS}|{_ATOM})\}}?)"
+)
+_NAME = re.compile(
+    "|".join(
+        (
+            _ATOM,
+            _POINTS,
+            _WORD,
+            _OPERATOR,
+            rf"{_TEXT}(?:\s*\(?(?:\\triangle\s*)?(?:{_POINTS}|{_ATOM})\)?)?{_SUBSCRIPT}",
+            rf"(?:m|{_TEXT})?\s*\\(?:measured)?angle\s*(?:{_POINTS}|{_ATOM}|\d)",
+            rf"\\(?:widehat|arc|overset\{{\\frown\}})\s*\{{{_POINTS}\}}|\[(?:\\triangle\s*)?{_POINTS}\]",
+            rf"\\triangle\s*{_POINTS}|\\Delta\s*{_ATOM}|(?:E|\\mathbb\s*\{{?E\}}?)\s*\[[^\[\]]{{1,30}}\]",
+            rf"\({_ATOM}\s*\\circ\s*{_ATOM}\){_ARGUMENT}",
+            rf"\|(?:{_POINTS}|[A-Z]|{_DRESS}\s*\{{?\w{{1,3}}\}}?)\||\\\|[^|]{{1,20}}\\\|",
+            r"\\frac\{d\w\}\{d\w\}",
+            rf"\({_ATOM}(?:\s*,\s*{_ATOM}){{1,5}}\)",
+            rf"(?:{_POINTS}|{_ATOM})(?:\s*:\s*(?:{_POINTS}|{_ATOM})){{1,5}}",
+            rf"{_ATOM}\s*\\(?:cap|cup|setminus)\s*{_ATOM}",
+            rf"\\begin\{{[pb]matrix\}}(?:\s*{_ATOM}\s*(?:\\\\|&)?){{1,9}}\\end\{{[pb]matrix\}}",
+        )
+    )
+)
+_FUNCTION_LETTERS = re.compile(r"[f-hpqA-Z\\]")
+_PLAIN_ARGUMENT = re.compile(
+    r"\(\s*(?:[A-Z][^()]*|[-+]?[\d.]+|[A-Za-z](?:\s*,\s*[A-Za-z]){0,3})\s*\)"
+)
+_EQUALS = re.compile(r"(?<![<>!=:])=(?![=>])")
+_OTHER_RELATION = re.compile(r"[<>]|!=|==|\\(?:not|neq?|leq?|geq?|lt|gt|equiv|in|mid)(?![a-z])")
+_BETWEEN = re.compile(
+    r"[,;]|\\\\|\\q?quad(?![a-z])|\\text\s*\{\s*(?:or|and)\s*\}|\\l(?:or|and)(?![a-z])"
+    r"|\b(?:or|and)\b"
+)
+_ASKS = re.compile(
+    r"\b(?:find|compute|determine|calculate|evaluate|what\s+is|what\s+are|value\s+of|express"
+    r"|give|submit|enter|report)\b",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"[^.?!\n]*(?:\.\d[^.?!\n]*)*[.?!\n]?")
+_TOKEN = re.compile(r"\\begin(?![a-z])|\\end(?![a-z])|.", re.DOTALL)
+_OPENING = frozenset({"(", "[", "{", "\\begin"})
+_CLOSING = frozenset({")", "]", "}", "\\end"})
+_SPACES = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|(?<=\\)[dt](?=frac)|\\[,;:! ]|[\s~$]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """Example: `x = 2 + 3 = 5` is Equation(value="5", others=("2 + 3",), names=("x",))."""
+
+    value: str
+    others: tuple[str, ...]  # sides that are no names
+    names: tuple[str, ...]
+
+
+def equations(answer: str, question: str) -> list[Equation]:
+    """The elements of an answer as equations, a bare value being one without names; none where
+    nothing is equated or another relation stands too."""
+    text = _without_brackets(answer)
+    if not _EQUALS.search(text) or _OTHER_RELATION.search(_outermost(text)):
+        return []
+    asked = _asked(question)
+    return [_equation(_split(piece, _EQUALS), asked) for piece in _split(text, _BETWEEN)]
+
+
+def is_name(side: str, asked: str = "") -> bool:
+    """Is this side what the value is called, rather than something to be solved?"""
+    side = re.sub(r"\\left(?![a-z])|\\right(?![a-z])", "", side).strip()
+    if _NAME.fullmatch(side):
+        return True
+    function = _FUNCTION.fullmatch(side)
+    if function is not None:
+        name, argument = function.group("name"), function.group("of")
+        if name in argument:
+            return False  # x(x-4) is a product
+        return bool(_FUNCTION_LETTERS.match(name) or _PLAIN_ARGUMENT.fullmatch(argument))
+    return bool(side) and _is_asked(side, asked)
+
+
+def _equation(sides: list[str], asked: str) -> Equation:
+    names = tuple(side for side in sides if is_name(side, asked))
+    others = [side for side in sides if side and side not in names]
+    if not others:  # x = y, or a bare letter
+        return Equation(sides[-1], (), tuple(sides[:-1]))
+    return Equation(others[-1], tuple(others[:-1]), names)
+
+
+def _asked(question: str) -> str:
+    """The sentences of the question that ask for something, without spaces."""
+    sentences = _SENTENCE.findall(question[-MAX_QUESTION_CHARS:])
+    asking = (s[found.end() :] for s in sentences if (found := _ASKS.search(s)) is not None)
+    return " ".join(_SPACES.sub("", s) for s in asking)
+
+
+def _is_asked(side: str, asked: str) -> bool:
+    """Does an asking sentence hold this expression, as a whole and equated with nothing?"""
+    wanted = re.escape(_SPACES.sub("", side))
+    whole = rf"(?<![\d+\-*/^_(=]){wanted}(?!\w?[\d+\-*/^_=<>(]|\\(?:[lg]eq?|cdot|times))"
+    return len(side) > 1 and re.search(whole, asked) is not None
+
+
+def _without_brackets(text: str) -> str:
+    """`(x = 5)` and `\\{x = 5\\}` without what stands around the whole."""
+    text = text.strip()
+    for opening, closing in (("(", ")"), ("\\{", "\\}")):
+        inner = text[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.endswith(closing) and _is_balanced(inner):
+            return inner.strip()
+    return text
+
+
+def _is_balanced(text: str) -> bool:
+    return min(_depths(text), default=0) >= 0
+
+
+def _depths(text: str) -> list[int]:
+    """How many brackets and environments are open before each character."""
+    depths: list[int] = []
+    depth = 0
+    for token in _TOKEN.findall(text):
+        depth -= token in _CLOSING
+        depths += [depth] * len(token)
+        depth += token in _OPENING
+    return depths
+
+
+def _outermost(text: str) -> str:
+    """What stands outside every bracket."""
+    return "".join(c for c, depth in zip(text, _depths(text), strict=True) if depth == 0)
+
+
+def _split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """The pieces between separators that stand outside every bracket."""
+    depths, pieces, start = _depths(text), [], 0
+    for match in separator.finditer(text):
+        if depths[match.start()] == 0:
+            pieces.append(text[start : match.start()].strip(" $"))
+            start = match.end()
+    return [*pieces, text[start:].strip(" $")]
