@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.cpu_convolution import refresh_convolutions
 from actors.cpu_prefix_cache import split_prefills_at_blocks
 from actors.cpu_tied_head import pack_tied_heads
 from actors.engine_tensors import Held, held_tensors
@@ -98,6 +99,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             pack_tied_heads(self.model)
+            refresh_convolutions(self.model)
         self._staged = {}
 
     def shutdown(self) -> None:

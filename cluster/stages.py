@@ -61,6 +61,7 @@ async def run_sft(config: RunConfig, folder: RunFolder, parent_run_id: str | Non
                 seed=config.seed,
                 start_timeout_s=config.cluster.start_timeout_s,
                 trust_remote_code=config.model.trust_remote_code,
+                lora=config.model.lora,
             )
         ) as (learner,):
             following = _sft_plan(config, stream, 0)
@@ -126,6 +127,7 @@ async def run_grpo(config: RunConfig, folder: RunFolder, parent_run_id: str | No
             start_timeout_s=timeout_s,
             trust_remote_code=config.model.trust_remote_code,
             engine_dtype=config.rollout.dtype,
+            lora=config.model.lora,
         )
         async with tracked(config, folder, "grpo", parent_run_id) as tracker:
             async with services(

@@ -131,13 +131,14 @@ def _keep_clipped_norm(engine: Any, limit: float) -> None:
 
 
 def _parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    named = list(policy.named_parameters())
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if not name.endswith(NO_DECAY) and p.ndim > 1]
     exempt = [p for name, p in named if name.endswith(NO_DECAY) or p.ndim <= 1]
-    return [
+    groups = [
         {"params": plain, "weight_decay": weight_decay},
         {"params": exempt, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # adapters are all of one kind
 
 
 def apply_gradients(engine: Any) -> tuple[float, bool]:

@@ -1,6 +1,7 @@
 """The policy as a Hugging Face folder that transformers and vLLM load as they are.
 
-Invariant: the folder appears whole or not at all; tokenizer, chat template, generation settings and
+Invariant: the folder appears whole or not at all; adapters are merged into their weights, and also
+stand in the folder's `adapter` in peft's format; tokenizer, chat template, generation settings and
 every other file are those of the folder that the policy came from, but for weights and the card.
 """
 
@@ -13,6 +14,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from h1r_rl.errors import DataError
+from h1r_rl.hybrid.lora import adapted_layers, checkpoint_parameters
+from learners.adapter_folder import write_adapter
 from learners.model_card import BASE_CARD, CARD, OURS, front_matter, model_card
 from learners.weight_sender import whole
 
@@ -24,10 +27,11 @@ def export_folder(model: nn.Module, source: Path, folder: Path, *, sharded: bool
     import torch.distributed as dist
 
     state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    adapted = adapted_layers(model)
+    for name, parameter in checkpoint_parameters(model).items():
         with whole(parameter, sharded) as values:
             if dist.get_rank() == 0:
-                state[name] = values.cpu().clone()
+                state[name] = (adapted[name].merged() if name in adapted else values).cpu().clone()
     if dist.get_rank() == 0:
         _write(model, state, source, folder)
 
@@ -45,6 +49,8 @@ def _write(model: nn.Module, state: dict[str, Tensor], source: Path, folder: Pat
                 target = draft / BASE_CARD
             shutil.copy2(file, target)
     (draft / CARD).write_text(model_card(source, model.config.model_type), encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    for file in draft.glob("*.safetensors"):
+    if adapted_layers(model):
+        write_adapter(model, source, draft / "adapter")
+    for file in draft.rglob("*.safetensors"):
         file.chmod(0o644)  # the library makes it private; engines of other users load it too
     os.rename(draft, folder)

@@ -14,7 +14,13 @@ from typing import Any
 
 import ray
 
-from h1r_rl.config.schema import AlgorithmConfig, LearnerConfig, OptimizerConfig, WeightsConfig
+from h1r_rl.config.schema import (
+    AlgorithmConfig,
+    LearnerConfig,
+    LoraConfig,
+    OptimizerConfig,
+    WeightsConfig,
+)
 from h1r_rl.grpo.build_batch import TrainPlan
 from h1r_rl.records import StepResult
 from h1r_rl.weight_manifest import IN_FLIGHT, TransferEpoch, WeightManifest
@@ -55,9 +61,10 @@ class LearnerActor:
         initial_version: int,
         trust_remote_code: bool,
         engine_dtype: str,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Join the other ranks and load the policy into a DeepSpeed engine. It computes with the
-        values that rollout engines of `engine_dtype` hold."""
+        values that rollout engines of `engine_dtype` hold. `lora`: adapters alone are trained."""
         on_gpu = self._learner.num_gpus > 0
         os.environ.update(
             MASTER_ADDR=meeting_point[0],
@@ -70,6 +77,7 @@ class LearnerActor:
         import torch
 
         from h1r_rl.hybrid.load import load_policy
+        from h1r_rl.hybrid.lora import add_adapters
         from learners.deepspeed_engine import PolicyLogprobs, build_engine
         from learners.frozen_reference import FrozenReference
 
@@ -95,10 +103,17 @@ class LearnerActor:
                 engine_dtype=engine_dtype,
             )
 
-        self._engine = build_engine(policy(), self._learner, self._optimizer)
+        trained = policy()
+        if lora is not None:
+            add_adapters(trained.model, lora, seed)
+        self._engine = build_engine(trained, self._learner, self._optimizer)
         self._reference = None
         if algorithm is not None and algorithm.kl.coefficient:
-            self._reference = FrozenReference(policy(), self._learner)
+            self._reference = (
+                FrozenReference(policy(), self._learner)
+                if lora is None
+                else FrozenReference(trained, self._learner, beneath_adapters=True)
+            )
         self._algorithm = algorithm
         self._max_response_tokens = max_response_tokens
         self._total_steps = total_steps

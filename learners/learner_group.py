@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from h1r_rl.config.schema import AlgorithmConfig, LearnerConfig, OptimizerConfig, WeightsConfig
+from h1r_rl.config.schema import (
+    AlgorithmConfig,
+    LearnerConfig,
+    LoraConfig,
+    OptimizerConfig,
+    WeightsConfig,
+)
 from h1r_rl.deadlines import within
 from h1r_rl.errors import RunFailed, WeightTransferError
 from h1r_rl.grpo.build_batch import TrainPlan
@@ -66,9 +72,11 @@ class LearnerGroup:
         initial_version: int = 0,
         trust_remote_code: bool = False,
         engine_dtype: str = "float32",
+        lora: LoraConfig | None = None,
     ) -> LearnerGroup:
         """Actors up, policy loaded on every rank. `algorithm` None: supervised fine-tuning.
-        `engine_dtype`: of the rollout engines whose values are computed with."""
+        `engine_dtype`: of the rollout engines whose values are computed with. `lora` None: every
+        parameter is trained."""
         from ray.exceptions import RayActorError
 
         from learners.learner_actor import LearnerActor
@@ -101,6 +109,7 @@ class LearnerGroup:
                 initial_version=initial_version,
                 trust_remote_code=trust_remote_code,
                 engine_dtype=engine_dtype,
+                lora=lora,
                 deadline_s=start_timeout_s,
             )
         except BaseException as error:

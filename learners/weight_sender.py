@@ -4,7 +4,7 @@ Invariant: bytes leave in the manifest's order, packed into its buckets, in the 
 dtype, each with a checksum taken while they are on the wire. Beside the resident parameters only
 the buckets in flight exist, and under ZeRO-3 no gathered parameter: rank 0 receives shards straight
 into a bucket. A bucket that is all of one whole parameter, or a part of one, leaves from the
-parameter's own memory.
+parameter's own memory. Weights with adapters leave merged, made one at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,15 +22,17 @@ from torch import Tensor, nn
 from h1r_rl.broadcast import BrokenWire, Communicator, Wire
 from h1r_rl.errors import WeightTransferError
 from h1r_rl.host_memory import HostMemory
+from h1r_rl.hybrid.lora import adapted_layers, checkpoint_parameters
 from h1r_rl.weight_manifest import IN_FLIGHT, Checksums, ParameterSpec, Piece, WeightManifest
 
 
 def manifest_of(model: nn.Module, bucket_bytes: int) -> WeightManifest:
-    """Parameters in the model's order, under the names of its checkpoint; tied ones once."""
+    """Parameters in the model's order, under the names of its checkpoint; tied ones once, adapters
+    not at all."""
     return WeightManifest(
         tuple(
             ParameterSpec(name, _full_shape(p), str(p.dtype).removeprefix("torch."))
-            for name, p in model.named_parameters()
+            for name, p in checkpoint_parameters(model).items()
         ),
         bucket_bytes,
     )
@@ -84,8 +87,13 @@ def _buckets(
     model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, sharded: bool
 ) -> Iterator[tuple[Sequence[Piece], Tensor | None]]:
     """(bucket, its bytes where there is somebody to send them to); good for IN_FLIGHT of them."""
-    parameters = dict(model.named_parameters())
+    parameters, adapted = checkpoint_parameters(model), adapted_layers(model)
     sender = _is_first(parameters) if sharded else communicator is not None
+
+    @lru_cache(maxsize=1)  # a weight of many buckets is merged once
+    def values(name: str) -> Tensor:
+        return adapted[name].merged() if name in adapted else parameters[name].detach()
+
     memory = None  # the same for all buckets: its pages are faulted in once
     buckets = manifest.buckets()
     for number, bucket in enumerate(buckets):
@@ -102,7 +110,7 @@ def _buckets(
         if sharded:
             _fill_from_shards(parameters, bucket, flat)
         elif sender:
-            parts = [_bytes(parameters[p.name].detach())[p.start : p.stop] for p in bucket]
+            parts = [_bytes(values(p.name))[p.start : p.stop] for p in bucket]
             flat = parts[0] if flat is None else torch.cat(parts, out=flat)
         if flat is not None and communicator is not None:
             flat = _on_device(flat, communicator)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from h1r_rl.config.lora_targets import model_type_of, target_modules
 from h1r_rl.config.parallel_sizes import heads_of_folder, heads_of_tiny
 from h1r_rl.config.schema import ClusterConfig, RunConfig
 from h1r_rl.errors import ConfigError
@@ -41,6 +42,14 @@ def _check_model(config: RunConfig) -> None:
             f"rollout.max_model_len ({config.rollout.max_model_len}) is beyond "
             f"model.tiny.max_position ({model.tiny.max_position}); lower the first"
         )
+    if model.lora is not None:
+        target_modules(model.lora, model_type_of(model.path) if model.path else "falcon_h1")
+        if config.learner.zero_stage == 3:
+            raise ConfigError(
+                "model.lora: expected learner.zero_stage 0, 1 or 2, found 3: there ranks send "
+                "shards, and an adapter merges with a whole weight. Frozen weights have neither "
+                "gradients nor optimizer state to shard; set zero_stage to 2"
+            )
 
 
 def _check_data(config: RunConfig) -> None:

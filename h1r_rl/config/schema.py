@@ -73,6 +73,20 @@ class TinyModelConfig(Section):
     )
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on a frozen model; engines and exports get them merged into it."""
+
+    rank: PositiveInt = Field(default=16, description="Columns of an adapter.")
+    alpha: PositiveFloat = Field(
+        default=32.0, description="An adapter's product counts alpha / rank times."
+    )
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Names of the adapted layers, such as [q_proj, in_proj]; default: every "
+        "projection of attention and MLP, and the mixers' in_proj. Never conv1d or out_proj.",
+    )
+
+
 class ModelConfig(Section):
     """The policy that the run starts from."""
 
@@ -84,6 +98,11 @@ class ModelConfig(Section):
     system_prompt: str | None = Field(
         default=None,
         description="System turn put before every problem; None leaves it to the template.",
+    )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="Train adapters alone, in SFT and in GRPO, at zero_stage 0 to 2; left out: "
+        "every parameter is trained.",
     )
     trust_remote_code: bool = Field(
         default=False,

@@ -16,7 +16,9 @@ from h1r_rl.config.schema import AlgorithmConfig
 from h1r_rl.grpo.build_batch import TrainPlan
 from h1r_rl.grpo.corrections import correction_weight
 from h1r_rl.grpo.surrogates import surrogate_loss
+from h1r_rl.hybrid.logprob_gap import slip_terms, temperature_slip
 
+SLIP_SUMS = ("slip/products", "slip/squares", "slip/squared_products")
 MAX_LOG_RATIO = 20.0  # exp stays finite in float32; far outside any clip range
 
 
@@ -123,6 +125,9 @@ def reduce_metrics(sums: dict[str, float]) -> dict[str, float]:
             _, age, what = name.split("/")
             if what != "tokens" and sums[f"age/{age}/tokens"]:
                 metrics[f"{what}_age_{age}"] = value / sums[f"age/{age}/tokens"]
+    if sums.get("slip/squares"):
+        slip, error = temperature_slip(*(sums[name] for name in SLIP_SUMS))
+        metrics |= {"temperature_slip": slip, "temperature_slip_error": error}
     return metrics
 
 
@@ -172,6 +177,9 @@ def _metric_sums(inputs, log_ratio, per_token, to_reference, loss, plan) -> dict
             "gap/logprob_gap_stale": (log_mu_ratio.abs() * ~inputs.fresh).sum(),
             "tokens_logprob_gap_stale": (~inputs.fresh).sum(),
         }
+        terms = slip_terms(log_mu_ratio, inputs.logprobs, inputs.entropy)
+        for name, values in zip(SLIP_SUMS, terms, strict=True):
+            sums[name] = (values * inputs.fresh).sum()
         if to_reference is not None:
             sums["sum/kl_reference"] = to_reference.sum()
         # A fixed set of ages, so that all ranks reduce the same keys.

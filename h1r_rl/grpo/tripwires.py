@@ -24,6 +24,11 @@ GAP_FLOOR = {
     ("bfloat16", "bfloat16"): 3e-2,
 }
 WARN_FACTOR, STOP_FACTOR = 5.0, 15.0
+# |1 - learner's temperature / engine's| of a sound pair at any dtypes: the largest decode of that
+# file, rounded up. Rounding is no slope, so that one floor serves them all.
+SLIP_FLOOR = 1e-3
+SLIP_STOP = 20 * SLIP_FLOOR
+SLIP_ERRORS = 5.0  # standard errors that it must be beyond the bound: few tokens may lie anywhere
 # Largest |difference| of one prompt's log-probabilities when it is asked in another batch: kernels
 # round by batch size (a float32 product of 1-3 rows by up to 3e-5). A corrupted tensor moves more.
 REBATCH_LIMIT = {"float32": 1e-3, "bfloat16": 0.5}
@@ -74,6 +79,10 @@ class Tripwires:
         if stale is not None and not stale <= limit:
             what = "tokens sampled by earlier weights too"
             raise RunFailed(_disagreement(step, what, stale, limit))
+        slip = metrics.get("temperature_slip", 0.0)
+        error = metrics.get("temperature_slip_error", 0.0)
+        if not abs(slip) - SLIP_ERRORS * error <= SLIP_STOP:
+            raise RunFailed(_wrong_temperature(step, slip, error))
         if found:
             worst = max(found, key=lambda what: found[what])
             self._set(
@@ -146,4 +155,13 @@ def _disagreement(step: int, tokens: str, gap: float, limit: float) -> str:
         f"{tokens} is {gap:.3g}, limit {limit:.3g}. The engine does not hold "
         "the learner's weights, or one side computes with a wrong multiplier, temperature or "
         "precision: docs/tripwires/logprob_gap.md says how to tell them apart and what to do"
+    )
+
+
+def _wrong_temperature(step: int, slip: float, error: float) -> str:
+    return (
+        f"step {step}: engine and learner disagree: their log-probabilities differ as with a "
+        f"learner's temperature {1 - slip:.3f} times the engine's (a slope of {slip:.3g} +- "
+        f"{error:.1g}, limit {SLIP_STOP:g}). One side samples or computes at another temperature, "
+        "or scales its logits by another multiplier: docs/tripwires/logprob_gap.md says what to do"
     )

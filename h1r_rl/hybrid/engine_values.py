@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from h1r_rl.hybrid.lora import AdaptedLinear
+
 KEPT_IN_FLOAT32 = ("A_log",)  # MambaMixer2: A = -exp(A_log) in float32, whatever the model's dtype
 MULTIPLIER_VECTOR = "mup_vector"  # a constant that both sides build from the configuration
 
@@ -60,6 +62,8 @@ def compute_as_engine(model: nn.Module, dtype: str, *, autocast: bool) -> None:
         if isinstance(module, nn.Embedding):  # rounding the rows read costs less than the table
             module.register_forward_hook(lambda _, __, out: rounded(out, coarse))  # pyright: ignore[reportArgumentType]
             continue
+        if isinstance(module, AdaptedLinear) and not autocast:
+            module.held_as = coarse  # rounded once merged, as the engine does it
         names = list(_rounded_in(module, autocast))
         if names:
             _shadow(module, names, coarse)
@@ -70,6 +74,8 @@ def _rounded_in(module: nn.Module, autocast: bool) -> Iterator[tuple[nn.Module, 
     if autocast and isinstance(module, nn.Linear):
         return
     for name, parameter in module.named_parameters(recurse=False):
+        if isinstance(module, AdaptedLinear) and name != "bias":
+            continue
         if name not in KEPT_IN_FLOAT32 and (parameter.ndim == 1 or not autocast):
             yield module, name
     if hasattr(module, "A_log"):  # a mixer reads its convolution's and its norm's weights itself

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+Values = TypeVar("Values")  # a numpy array or a torch tensor, alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +30,25 @@ def gap(learner: ArrayLike, engine: ArrayLike) -> Gap:
     distance = np.abs(difference)
     kl = np.mean(np.expm1(difference) - difference)
     return Gap(float(distance.mean()), float(distance.max()), float(kl))
+
+
+def slip_terms(difference: Values, learner: Values, entropy: Values) -> tuple[Values, ...]:
+    """[N] terms each, whose sums over tokens `temperature_slip` takes: of log pi - log mu, log pi
+    and the entropy of pi where each token was sampled.
+
+    A temperature T' where T was meant is a slope: d log pi / d log(1/T) = log pi + entropy, so to
+    first order log pi - log mu = (1 - T'/T) (log pi + entropy), T' the learner's. Rounding has no
+    such slope, whatever its size.
+    """
+    score = learner + entropy  # pyright: ignore[reportOperatorIssue]
+    product = difference * score
+    return product, score * score, product * product
+
+
+def temperature_slip(
+    products: float, squares: float, squared_products: float
+) -> tuple[float, float]:
+    """(1 - the learner's temperature / the engine's, its standard error) by least squares through
+    the origin, the error for differences whose size may vary from token to token. `squares` > 0:
+    no temperature changes what is certain."""
+    return products / squares, math.sqrt(squared_products) / squares

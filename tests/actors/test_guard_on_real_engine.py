@@ -16,11 +16,11 @@ import torch
 
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig
 from h1r_rl.errors import RunFailed
-from h1r_rl.grpo.tripwires import Tripwires
+from h1r_rl.grpo.tripwires import Tripwires, gap_bounds
 from h1r_rl.hybrid.computed_values import computed_values, disagreements
 from h1r_rl.hybrid.engine_values import compute_as_engine
 from h1r_rl.hybrid.load import load_policy
-from h1r_rl.hybrid.logprob_gap import gap
+from h1r_rl.hybrid.logprob_gap import gap, slip_terms, temperature_slip
 from h1r_rl.interfaces import Sampling
 from learners.deepspeed_engine import PolicyLogprobs
 
@@ -38,13 +38,14 @@ class Side:
 
     @torch.no_grad()
     def logprobs(self, asked, completion) -> np.ndarray:
+        """[2, N]: of the answer's tokens, and the entropy at each."""
         ids = np.concatenate([asked.token_ids, completion.token_ids]).astype(np.int64)
         rows, first = torch.from_numpy(ids), len(asked.token_ids)
         with torch.autocast("cpu", torch.bfloat16, self._bf16):
-            found, _ = self._policy(
+            found = self._policy(
                 rows, torch.tensor([0, len(rows)]), torch.arange(first, len(rows))
             )
-        return found.numpy()
+        return np.stack([values.numpy() for values in found])
 
     def values(self):
         ids, starts = torch.arange(8), torch.tensor([0, 8])
@@ -52,11 +53,18 @@ class Side:
 
 
 async def measured(wire, pool, side: Side, temperature: float = 1.0) -> dict[str, float]:
-    """The metric that the guard reads, over 16 answers."""
+    """The metrics that the guard reads, over 16 answers."""
     asked = wire.prompt(70)
     found = await wire.sample(pool, asked, 16, Sampling(temperature, 48))
-    ours = np.concatenate([side.logprobs(asked, c) for c in found])
-    return {"logprob_gap": gap(ours, np.concatenate([c.logprobs for c in found])).mean}
+    ours, entropy = np.concatenate([side.logprobs(asked, c) for c in found], axis=1)
+    theirs = np.concatenate([c.logprobs for c in found])
+    terms = slip_terms(ours - theirs, ours, entropy)
+    slip, error = temperature_slip(*(float(values.sum()) for values in terms))
+    return {
+        "logprob_gap": gap(ours, theirs).mean,
+        "temperature_slip": slip,
+        "temperature_slip_error": error,
+    }
 
 
 def guard(rollout: RolloutConfig, learner: LearnerConfig | None = None) -> Tripwires:
@@ -163,5 +171,9 @@ async def test_a_bfloat16_engine_and_its_learner_compute_with_one_value(
             wires = guard(config, learner)
             wires.before_update(0, await measured(wire, pool, side))
             assert wires.after_step(0, {})["tripwire/logprob_gap"] == 0.0
+        hotter = await measured(wire, pool, side, temperature=1 / 0.95)
+        assert hotter["logprob_gap"] < gap_bounds(GRPOConfig(steps=1), config, learner)[1]
+        with pytest.raises(RunFailed, match="learner's temperature 0.9"):
+            wires.before_update(1, hotter)
     finally:
         await pool.close()

@@ -5,7 +5,7 @@
 
 Traces of 2,048 tokens, sampled by vLLM at three temperatures, with the log-probabilities of its
 recurrent decode and of its chunked scan over the finished trace; the learner's forward pass gives
-the third. `GAP_FLOOR` in h1r_rl/grpo/tripwires.py follows the table (a test says so).
+the third. `GAP_FLOOR` and `SLIP_FLOOR` in h1r_rl/grpo/tripwires.py follow the table (tests say so).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TRACES = 2  # a temperature
 PROMPT, LENGTH = 64, 2048
 DTYPES = ("float32", "bfloat16")
 LAYERS = 6
+WRONG_TEMPERATURE = "temperature_0.95"
 
 
 def build(folder: Path) -> None:
@@ -50,6 +51,8 @@ def build(folder: Path) -> None:
 
 def sample_traces(file: Path, folder: Path, dtype: str, ssm_dtype: str) -> None:
     """ids [temperature, trace, LENGTH]; decode, scan [temperature, trace, LENGTH - PROMPT]."""
+    from unittest import mock
+
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
@@ -65,7 +68,9 @@ def sample_traces(file: Path, folder: Path, dtype: str, ssm_dtype: str) -> None:
     args = engine_args(
         rollout, WeightsConfig(), model_folder=str(folder), seed=0, trust_remote_code=False
     )
-    engine = LLM(**args | {"max_logprobs": -1, "skip_tokenizer_init": True})
+    # On a CPU with AVX-512 BF16 vLLM resets a hybrid's SSM state to float32, and only warns.
+    with mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: False):
+        engine = LLM(**args | {"max_logprobs": -1, "skip_tokenizer_init": True})
     rng = np.random.default_rng(0)
     asked, settings = [], []
     for temperature in TEMPERATURES:
@@ -107,8 +112,9 @@ def _scan_logprobs(engine: Any, ids: list[int], temperature: float) -> np.ndarra
 
 def learner_logprobs(
     folder: Path, ids: np.ndarray, dtype: str, autocast: str, temperature: float, fault: Any = None
-) -> np.ndarray:
-    """[traces x (LENGTH - PROMPT)], all traces packed into one row, as training does it."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities and entropies [traces x (LENGTH - PROMPT)], all traces packed into one row,
+    as training does it."""
     import torch
 
     from h1r_rl.hybrid.engine_values import compute_as_engine
@@ -128,8 +134,16 @@ def learner_logprobs(
         places = torch.arange(len(rows)).unflatten(0, (-1, LENGTH))[:, PROMPT:].flatten()
         bf16 = torch.autocast("cpu", torch.bfloat16) if autocast == "bfloat16" else nullcontext()
         with bf16:
-            found, _ = policy(rows, starts, places)
-    return found.numpy()
+            logprobs, entropies = policy(rows, starts, places)
+    return logprobs.numpy(), entropies.numpy()
+
+
+def slip(found: tuple[np.ndarray, np.ndarray], engine: np.ndarray) -> float:
+    from h1r_rl.hybrid.logprob_gap import slip_terms, temperature_slip
+
+    logprobs, entropies = (values.astype(np.float64) for values in found)
+    terms = slip_terms(logprobs - engine, logprobs, entropies)
+    return temperature_slip(*(float(values.sum()) for values in terms))[0]
 
 
 def faults() -> dict[str, Any]:
@@ -166,24 +180,29 @@ def entries_of(folder: Path, file: Path, dtype: str, ssm_dtype: str) -> list[dic
     rows = []
     for place, temperature in enumerate(TEMPERATURES):
         decode, scan = traces["decode"][place].ravel(), traces["scan"][place].ravel()
-        pairs = [("scan_against_decode", "engine", gap(scan, decode))]
+        pairs = [("scan_against_decode", "engine", gap(scan, decode), None)]
         for autocast in ("none", "bfloat16")[: 1 + (dtype == "bfloat16")]:
             ours = learner_logprobs(folder, traces["ids"][place], dtype, autocast, temperature)
             learner = "bfloat16" if autocast == "bfloat16" else "float32"
-            pairs += [("decode", learner, gap(ours, decode)), ("scan", learner, gap(ours, scan))]
+            pairs += [
+                (path, learner, gap(ours[0], theirs), slip(ours, theirs))
+                for path, theirs in (("decode", decode), ("scan", scan))
+            ]
         rows += [
             {
                 "engine": dtype, "ssm": ssm_dtype, "learner": learner, "path": path,
                 "temperature": temperature, "mean": float(f"{g.mean:.4g}"),
                 "max": float(f"{g.max:.4g}"), "kl": float(f"{g.kl:.4g}"),
+                "temperature_slip": None if slope is None else float(f"{slope:.3g}"),
             }
-            for path, learner, g in pairs
+            for path, learner, g, slope in pairs
         ]  # fmt: skip
     return rows
 
 
 def fault_rows(folder: Path, file: Path, dtype: str) -> dict[str, float]:
-    """Mean gap of a decode at temperature 1 under each fault, in the usual pairing of dtypes."""
+    """Mean gap of a decode at temperature 1 under each fault, in the usual pairing of dtypes; of a
+    wrong temperature, the slope that it is known by."""
     from h1r_rl.hybrid.logprob_gap import gap
 
     traces = np.load(file)
@@ -191,12 +210,10 @@ def fault_rows(folder: Path, file: Path, dtype: str) -> dict[str, float]:
     ids, decode = traces["ids"][place], traces["decode"][place].ravel()
     autocast = "bfloat16" if dtype == "bfloat16" else "none"
     found = {
-        name: gap(learner_logprobs(folder, ids, dtype, autocast, 1.0, fault), decode).mean
+        name: gap(learner_logprobs(folder, ids, dtype, autocast, 1.0, fault)[0], decode).mean
         for name, fault in faults().items()
     }
-    found["temperature_0.95"] = gap(
-        learner_logprobs(folder, ids, dtype, autocast, 0.95), decode
-    ).mean
+    found[WRONG_TEMPERATURE] = slip(learner_logprobs(folder, ids, dtype, autocast, 0.95), decode)
     return found
 
 
@@ -206,7 +223,7 @@ def pairing(row: dict[str, Any]) -> tuple[str, ...]:
 
 def metrics_of(table: list[dict[str, Any]], broken: dict[str, dict[str, float]]) -> list[Any]:
     """A row for each pairing: the worst temperature's mean, the rest in its note."""
-    from h1r_rl.grpo.tripwires import GAP_FLOOR, STOP_FACTOR
+    from h1r_rl.grpo.tripwires import GAP_FLOOR, SLIP_STOP, STOP_FACTOR
 
     rows = []
     for key in dict.fromkeys(map(pairing, table)):
@@ -219,15 +236,20 @@ def metrics_of(table: list[dict[str, Any]], broken: dict[str, dict[str, float]])
         pair = path if learner == "engine" else f"learner_{learner}_{path}"
         name = f"logprob_gap_{engine}_ssm_{ssm}_{pair}"
         rows.append(metric(name, max(r["mean"] for r in found), "nats", "reported", None, note))
+    slopes = [abs(row["temperature_slip"]) for row in table if row["path"] == "decode"]
+    rows.append(
+        metric("temperature_slip", max(slopes), "share", "reported", None,
+               "1 - the learner's temperature over the engine's, by its slope; the largest decode")
+    )  # fmt: skip
     for dtype, found in broken.items():
         limit = STOP_FACTOR * GAP_FLOOR[dtype, "float32"]
         for name, value in found.items():
-            rows.append(
-                metric(
-                    f"logprob_gap_{dtype}_with_{name}", value, "nats", f"> {limit:.2g}",
-                    value > limit, "mean of a decode at T 1 under the fault; the guard stops there",
-                )
-            )  # fmt: skip
+            what, unit, bound = f"logprob_gap_{dtype}_with_{name}", "nats", limit
+            note = "mean of a decode at T 1 under the fault; the guard stops there"
+            if name == WRONG_TEMPERATURE:
+                what, unit, bound = f"temperature_slip_{dtype}_with_{name}", "share", SLIP_STOP
+                note = "slope of a decode sampled at T 1; the guard stops there"
+            rows.append(metric(what, value, unit, f"> {bound:.2g}", value > bound, note))
     return rows
 
 

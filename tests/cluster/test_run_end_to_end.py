@@ -8,9 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from h1r_rl.config.lora_targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
@@ -158,6 +163,24 @@ def test_two_runs_of_one_seed_start_alike(tmp_path):
         made = ("data/sft.parquet", "data/rl.parquet", "base/model.safetensors")
         files.append([(run / file).read_bytes() for file in made])
     assert losses[0] == losses[1] and files[0] == files[1]
+
+
+def test_adapters_through_both_stages(tmp_path, demo_folder):
+    """GRPO goes on from what SFT merged; engines agree with the learner after every transfer."""
+    base = demo_folder / "sft-model"
+    lora = ("model.tiny=null", f"model.path={base}", "model.lora.rank=4", "sft.steps=3")
+    for command, *more in (("sft",), ("grpo", "--resume")):
+        done = call(h1r(tmp_path, command, *lora, *more))
+        assert done.returncode == 0, done.stderr
+    run = tmp_path / "tiny-cpu"
+    held = [load_file(f / "model.safetensors") for f in (base, run / "sft-model", run / "model")]
+    for before, after in pairwise(held):
+        assert before.keys() == after.keys()
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert {name.split(".")[-2] for name in moved} == set(TARGETS["falcon_h1"])
+    assert (run / "model" / "adapter" / "adapter_config.json").exists()
+    steps = records(tmp_path, "grpo")
+    assert len(steps) == 3 and max(r["learner/probe_gap"] for r in steps) < 3e-5
 
 
 def in_flight(record: dict) -> float:

@@ -29,6 +29,12 @@ def test_overrides_and_round_trip(tmp_path):
     assert build_run(yaml.safe_load(dump_run(config)), source="dump") == config
 
 
+def test_adapters_want_whole_weights(tmp_path):
+    assert load(tmp_path, "model.lora={}", "learner.zero_stage=2").model.lora.rank == 16
+    with pytest.raises(ConfigError, match="zero_stage 0, 1 or 2, found 3"):
+        load(tmp_path, "model.lora={}", "learner.zero_stage=3")
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -49,6 +55,9 @@ def test_overrides_and_round_trip(tmp_path):
         ("grpo.algorithm.proximal=recompute", ["neither clips nor weighs", "max_staleness is 1"]),
         ("grpo.algorithm.clip_low=1.5", ["clip_low", "1.5"]),
         ("grpo.tripwires.entropy_rise=0.05", ["entropy_fall", "0.05"]),
+        ("model.lora.target_modules=[in_proj, out_proj]", ["out_proj", "fused scan", "q_proj"]),
+        ("model.lora.target_modules=[]", ["target_modules"]),
+        ("model.lora.rank=0", ["model.lora.rank", "0"]),
         ("reward.overlong_cache_tokens=64", ["64", "max_response_tokens (32)"]),
         ("data.default_verifier=judge", ["reward.judge.url", "reward.judge.model"]),
         ("reward.judge={url: nowhere, model: m}", ["reward.judge.url", "http://host:8000/v1"]),

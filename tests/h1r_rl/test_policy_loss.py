@@ -184,6 +184,13 @@ def test_metrics_mean_what_their_names_say():
     fresh = inputs.fresh.numpy()
     assert metrics["logprob_gap"] == pytest.approx(np.abs(delta[fresh]).mean())
     assert metrics["logprob_gap_stale"] == pytest.approx(np.abs(delta[~fresh]).mean())
+    score = (inputs.logprobs + inputs.entropy).detach().numpy()[fresh]
+    assert metrics["temperature_slip"] == pytest.approx(
+        (delta[fresh] * score).sum() / (score**2).sum()
+    )
+    assert metrics["temperature_slip_error"] == pytest.approx(
+        np.sqrt((delta[fresh] ** 2 * score**2).sum()) / (score**2).sum()
+    )
     assert metrics["kl_behaviour"] == pytest.approx(k3.mean())
     assert metrics["kl_behaviour_age_2"] == pytest.approx(k3[ages == 2].mean())
     assert metrics["entropy"] == pytest.approx(inputs.entropy.mean().item())

@@ -9,7 +9,15 @@ import pytest
 
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig, TripwiresConfig
 from h1r_rl.errors import RunFailed
-from h1r_rl.grpo.tripwires import ALARMS, GAP_FLOOR, Tripwires, gap_bounds, reload_limit
+from h1r_rl.grpo.tripwires import (
+    ALARMS,
+    GAP_FLOOR,
+    SLIP_FLOOR,
+    SLIP_STOP,
+    Tripwires,
+    gap_bounds,
+    reload_limit,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "tripwires"
@@ -80,6 +88,21 @@ def test_a_growing_gap_warns_and_then_stops(caplog):
     with pytest.raises(RunFailed, match="earlier weights"):
         wires.before_update(3, {"logprob_gap_stale": 0.6})
     wires.before_update(4, {})  # a step without a token to compare
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_temperature_stops_where_the_gap_alone_would_not(dtype):
+    wires = Tripwires(GRPOConfig(steps=1), rollout(dtype=dtype), LearnerConfig())
+
+    def step(slip, error):
+        found = {"temperature_slip": slip, "temperature_slip_error": error, "logprob_gap": 0.0}
+        wires.before_update(0, found)
+
+    step(SLIP_FLOOR, 1e-4)
+    step(-0.3, 0.06)  # five errors reach back to 0: a few tokens say nothing
+    for slip, error in ((0.05, 1e-3), (-0.05, 1e-3), (math.nan, 1e-3)):
+        with pytest.raises(RunFailed, match="temperature.*logprob_gap.md"):
+            step(slip, error)
 
 
 def test_bounds_follow_the_dtypes_and_the_settings_win():
@@ -175,3 +198,10 @@ def test_floors_are_the_measured_ones(coarse, ssm):
     floor = GAP_FLOOR[coarse, ssm]
     assert worst <= floor <= worst + 10 ** math.floor(math.log10(worst)), worst
     assert {row["temperature"] for row in TABLE} == {0.6, 1.0, 1.3}
+
+
+def test_the_floor_of_the_temperature_is_the_measured_one():
+    worst = max(abs(row["temperature_slip"]) for row in TABLE if row["path"] == "decode")
+    assert worst <= SLIP_FLOOR <= worst + 10 ** math.floor(math.log10(worst)), worst
+    page = (PAGES / "logprob_gap.md").read_text()
+    assert f"beyond {SLIP_STOP:g}" in page
