@@ -51,7 +51,7 @@ async def test_life_of_a_learner_with_adapters(ray_cluster, model_folder, tmp_pa
     learner = await GROUP["start"](model_folder, zero_stage=zero_stage, lora=LORA)
     try:
         whole = manifest_of(load_policy(model_folder), 1 << 20)
-        assert await learner.weight_manifest() == whole
+        assert (await learner.weight_manifest()).parameters == whole.parameters
         untrained = await GROUP["exported"](learner, tmp_path / "before")
         assert all(torch.equal(untrained[name], value) for name, value in first.items())
         for i, groups in enumerate(batches):
