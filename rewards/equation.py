@@ -1,8 +1,8 @@
 r"""Is an equation an answer? `x = 5` names a value, `2x - 5 = 5` leaves it to be found.
 
-Invariant: text alone. A side is a name where it is one symbol, one quantity (`\angle A`, `[ABC]`,
-`\text{Area}`), one function of something (`f(2)`, `P(X = 2)`), or what the question itself asks
-for ("find $m + n$"); everything else is an expression, and has to agree with the value.
+Invariant: text alone. A side is what the value is called where it is a name (`quantity_name`) or
+what the question itself asks for ("find $m + n$"); everything else is an expression, and has to
+agree with the value.
 """
 
 from __future__ import annotations
@@ -10,50 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rewards.quantity_name import is_name
+
 MAX_QUESTION_CHARS = 20_000
 
-_GREEK = (
-    r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
-    r"|rho|sigma|tau|phi|varphi|chi|psi|omega|ell|Gamma|Delta|Theta|Lambda|Phi|Psi|Omega)(?![a-z])"
-)
-_DRESS = r"\\(?:overline|vec|overrightarrow|hat|bar|mathbf|mathcal|tilde|boldsymbol)"
-_TEXT = r"\\(?:text|mathrm|textrm|textbf|textit|mbox|operatorname)\s*\{[^{}\d]{1,80}\}"
-_SUBSCRIPT = r"(?:_(?:\{(?:[^{}=]|\{[^{}]{0,20}\}){1,30}\}|\w|\\[a-z]+))?"
-_PRIMES = r"(?:'{1,3}|\^\s*\\?\*)?"
-_ATOM = rf"(?:[A-Za-z]|{_GREEK}|{_DRESS}\s*(?:\{{\w{{1,4}}\}}|[A-Za-z])){_SUBSCRIPT}{_PRIMES}"
-_POINTS = r"(?:[A-Z]'?){2,5}"
-_WORD = r"(?:[A-Z][a-z]{2,}|(?![a-d]+\b|[w-z]+\b)[a-z]{4,})(?:\s[A-Za-z]+){0,4}"
-_ARGUMENT = r"\((?:[^()]|\([^()]{0,40}\)){1,80}\)"
-_FUNCTION = re.compile(rf"(?P<name>{_ATOM})(?:\^\s*\{{(?:-1|\(\w\))\}})?\s*(?P<of>{_ARGUMENT})")
-_OPERATOR = (
-    r"\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|Pr|deg|dim|arg|Re|Im|det|operatorname\s*"
-    rf"\{{[A-Za-z]{{1,12}}\}})(?![a-z])\s*(?:{_ARGUMENT}|\{{?(?:\\angle\s*)?(?:{_POINTS}|{_ATOM})\}}?)"
-)
-_NAME = re.compile(
-    "|".join(
-        (
-            _ATOM,
-            _POINTS,
-            _WORD,
-            _OPERATOR,
-            rf"{_TEXT}(?:\s*\(?(?:\\triangle\s*)?(?:{_POINTS}|{_ATOM})\)?)?{_SUBSCRIPT}",
-            rf"(?:m|{_TEXT})?\s*\\(?:measured)?angle\s*(?:{_POINTS}|{_ATOM}|\d)",
-            rf"\\(?:widehat|arc|overset\{{\\frown\}})\s*\{{{_POINTS}\}}|\[(?:\\triangle\s*)?{_POINTS}\]",
-            rf"\\triangle\s*{_POINTS}|\\Delta\s*{_ATOM}|(?:E|\\mathbb\s*\{{?E\}}?)\s*\[[^\[\]]{{1,30}}\]",
-            rf"\({_ATOM}\s*\\circ\s*{_ATOM}\){_ARGUMENT}",
-            rf"\|(?:{_POINTS}|[A-Z]|{_DRESS}\s*\{{?\w{{1,3}}\}}?)\||\\\|[^|]{{1,20}}\\\|",
-            r"\\frac\{d\w\}\{d\w\}",
-            rf"\({_ATOM}(?:\s*,\s*{_ATOM}){{1,5}}\)",
-            rf"(?:{_POINTS}|{_ATOM})(?:\s*:\s*(?:{_POINTS}|{_ATOM})){{1,5}}",
-            rf"{_ATOM}\s*\\(?:cap|cup|setminus)\s*{_ATOM}",
-            rf"\\begin\{{[pb]matrix\}}(?:\s*{_ATOM}\s*(?:\\\\|&)?){{1,9}}\\end\{{[pb]matrix\}}",
-        )
-    )
-)
-_FUNCTION_LETTERS = re.compile(r"[f-hpqA-Z\\]")
-_PLAIN_ARGUMENT = re.compile(
-    r"\(\s*(?:[A-Z][^()]*|[-+]?[\d.]+|[A-Za-z](?:\s*,\s*[A-Za-z]){0,3})\s*\)"
-)
 _EQUALS = re.compile(r"(?<![<>!=:])=(?![=>])")
 _OTHER_RELATION = re.compile(r"[<>]|!=|==|\\(?:not|neq?|leq?|geq?|lt|gt|equiv|in|mid)(?![a-z])")
 _BETWEEN = re.compile(
@@ -91,22 +51,13 @@ def equations(answer: str, question: str) -> list[Equation]:
     return [_equation(_split(piece, _EQUALS), asked) for piece in _split(text, _BETWEEN)]
 
 
-def is_name(side: str, asked: str = "") -> bool:
+def _is_called(side: str, asked: str) -> bool:
     """Is this side what the value is called, rather than something to be solved?"""
-    side = re.sub(r"\\left(?![a-z])|\\right(?![a-z])", "", side).strip()
-    if _NAME.fullmatch(side):
-        return True
-    function = _FUNCTION.fullmatch(side)
-    if function is not None:
-        name, argument = function.group("name"), function.group("of")
-        if name in argument:
-            return False  # x(x-4) is a product
-        return bool(_FUNCTION_LETTERS.match(name) or _PLAIN_ARGUMENT.fullmatch(argument))
-    return bool(side) and _is_asked(side, asked)
+    return bool(side) and (is_name(side) or _is_asked(side, asked))
 
 
 def _equation(sides: list[str], asked: str) -> Equation:
-    names = tuple(side for side in sides if is_name(side, asked))
+    names = tuple(side for side in sides if _is_called(side, asked))
     others = [side for side in sides if side and side not in names]
     if not others:  # x = y, or a bare letter
         return Equation(sides[-1], (), tuple(sides[:-1]))
