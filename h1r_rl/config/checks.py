@@ -8,7 +8,7 @@ from pathlib import Path
 
 from h1r_rl.config.lora_targets import model_type_of, target_modules
 from h1r_rl.config.parallel_sizes import heads_of_folder, heads_of_tiny
-from h1r_rl.config.schema import ClusterConfig, RunConfig
+from h1r_rl.config.schema import ClusterConfig, RunConfig, TinyModelConfig
 from h1r_rl.errors import ConfigError
 
 
@@ -26,17 +26,17 @@ def check_run(config: RunConfig) -> None:
 def _check_model(config: RunConfig) -> None:
     model = config.model
     if (model.path is None) == (model.tiny is None):
-        raise ConfigError("model: expected exactly one of 'path' and 'tiny'; set one of them")
+        found = "neither" if model.path is None else "both"
+        raise ConfigError(
+            f"model: expected exactly one of 'path' and 'tiny', found {found}; set one"
+        )
     if model.path is not None and not (model.path / "config.json").is_file():
         raise ConfigError(
             f"model.path: expected a Hugging Face folder with config.json, found none in "
-            f"{model.path}"
+            f"{model.path}; give a downloaded model's folder, or set model.tiny to build one"
         )
-    if model.tiny and model.tiny.num_heads % model.tiny.num_kv_heads:
-        raise ConfigError(
-            f"model.tiny.num_heads ({model.tiny.num_heads}) does not divide over num_kv_heads "
-            f"({model.tiny.num_kv_heads}); set num_heads to a multiple"
-        )
+    if model.tiny:
+        _check_widths(model.tiny)
     if model.tiny and config.rollout.max_model_len > model.tiny.max_position:
         raise ConfigError(
             f"rollout.max_model_len ({config.rollout.max_model_len}) is beyond "
@@ -50,6 +50,21 @@ def _check_model(config: RunConfig) -> None:
                 "shards, and an adapter merges with a whole weight. Frozen weights have neither "
                 "gradients nor optimizer state to shard; set zero_stage to 2"
             )
+
+
+def _check_widths(tiny: TinyModelConfig) -> None:
+    for name, parts in (("num_heads", "num_kv_heads"), ("mamba_heads", "mamba_n_groups")):
+        whole, by = getattr(tiny, name), getattr(tiny, parts)
+        if whole % by:
+            raise ConfigError(
+                f"model.tiny.{name} ({whole}) does not divide over {parts} ({by}); set {name} to a "
+                "multiple"
+            )
+    if tiny.head_dim % 2:
+        raise ConfigError(
+            f"model.tiny.head_dim: expected an even number, found {tiny.head_dim}: rotary "
+            "positions turn pairs; set it to the next even one"
+        )
 
 
 def _check_data(config: RunConfig) -> None:
@@ -213,8 +228,6 @@ def _check_algorithm(config: RunConfig) -> None:
 
 def _check_room(config: RunConfig) -> None:
     """A service that no CPU is left for would wait for its start until the deadline."""
-    if Path(config.name).name != config.name or config.name in ("", ".", ".."):
-        raise ConfigError(f"name: expected a plain folder name, found '{config.name}'")
     if config.cluster.address != "local":
         return
     there = embedded_cpus(config.cluster)

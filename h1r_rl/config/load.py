@@ -7,7 +7,7 @@ the nearest valid name for a misspelt key; never a validation trace.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,22 +19,40 @@ from h1r_rl.config.schema import RewardConfig, RunConfig
 from h1r_rl.errors import ConfigError
 from h1r_rl.grpo.presets import apply_preset
 
+SHOWN_CHARS = 100  # of what was found
+PLAINLY = {  # pydantic's words for what is no mapping, list or path in YAML
+    "model_type": "a section of settings",
+    "tuple_type": "a list",
+    "path_type": "a path",
+    "too_short": "at least one entry",
+}
+
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, override (`grpo.steps=3`), apply the preset, validate, check across fields."""
-    try:
-        raw = yaml.load(path.read_text(), Loader=_NoDuplicates)
-    except FileNotFoundError:
-        raise ConfigError(f"expected a run file, but {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected a run file, but {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
+    raw = _read(path)
     for override in overrides:
         _apply_override(raw, override)
     return build_run(raw, source=str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    advice = "; give a YAML file such as cluster/runs/tiny-cpu.yaml"
+    try:
+        raw = yaml.load(path.read_text(), Loader=_NoDuplicates)
+    except FileNotFoundError:
+        raise ConfigError(f"expected a run file, but {path} does not exist{advice}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = _short(str(error))
+        raise ConfigError(f"expected a run file, but it cannot be read ({why}){advice}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply to be a run file{advice}") from None
+    if not isinstance(raw, dict):
+        found = "nothing" if raw is None else type(raw).__name__
+        raise ConfigError(f"{path}: expected a mapping of sections, found {found}{advice}")
+    return raw
 
 
 def build_run(raw: dict[str, Any], *, source: str) -> RunConfig:
@@ -44,7 +62,7 @@ def build_run(raw: dict[str, Any], *, source: str) -> RunConfig:
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError(f"{source}: {_explained(error.errors())}") from None
     check_run(config)
     return config
 
@@ -62,7 +80,7 @@ def load_reward(overrides: Sequence[str]) -> RewardConfig:
         return RewardConfig.model_validate(raw.get("reward", {}))
     except ValidationError as error:
         errors = [e | {"loc": ("reward", *e["loc"])} for e in error.errors()]
-        raise ConfigError("; ".join(_explain(e) for e in errors)) from None
+        raise ConfigError(_explained(errors)) from None
 
 
 def dump_run(config: RunConfig) -> str:
@@ -76,12 +94,13 @@ class _NoDuplicates(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node)
-            if key in seen:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' stands twice", key_node.start_mark
                 )
-            seen.add(key)
+            if isinstance(key, Hashable):  # else PyYAML itself refuses it, with its place
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -99,34 +118,60 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override '{override}': {section} is not a section")
     try:
         node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(
+            f"override '{_short(override)}': the value is not valid YAML; put text in quotes"
+        ) from None
+
+
+def _explained(errors: Sequence[Any]) -> str:
+    """All mistakes in one line; what only follows from a mistake further in is left out."""
+    places = [error["loc"] for error in errors]
+    lines = [
+        _explain(error)
+        for error in errors
+        if not any(place != error["loc"] == place[: len(error["loc"])] for place in places)
+    ]
+    return "; ".join(dict.fromkeys(lines))
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place, model, about = _whereabouts(error["loc"])
+    known = list(model.model_fields)
     if error["type"] == "extra_forbidden":
-        *parents, name = error["loc"]
-        close = difflib.get_close_matches(str(name), _fields_at(parents), n=1)
-        hint = (
-            f"did you mean '{close[0]}'?" if close else f"known: {', '.join(_fields_at(parents))}"
-        )
-        return f"unknown key '{place}'; {hint}"
+        name = str(error["loc"][-1])
+        close = difflib.get_close_matches(name.strip().lower(), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+        return f"unknown key '{'.'.join([*place, name])}'; {hint}"
+    if error["type"] == "invalid_key":
+        return f"unknown key {error['loc'][-1]}; known: {', '.join(known)}"
+    where, hint = f"'{'.'.join(place)}'", f" ({about})" if about else ""
     if error["type"] == "missing":
-        return f"'{place}' is missing"
-    return f"'{place}': {error['msg'].lower()}, found {error['input']!r}"
+        return f"{where} is missing; set it{hint}"
+    expected = PLAINLY.get(error["type"], error["msg"])
+    expected = expected.removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{where}: expected {expected}, found {_short(repr(error['input']))}; correct it{hint}"
 
 
-def _fields_at(location: Sequence[Any]) -> list[str]:
+def _whereabouts(location: Sequence[Any]) -> tuple[list[str], type[BaseModel], str]:
+    """Keys on the way to a place (the branches of a union are none), the section that they lead
+    into, and what the last one means."""
     model: type[BaseModel] = RunConfig
+    place: list[str] = []
+    about = ""
     for part in location:
         field = model.model_fields.get(part) if isinstance(part, str) else None
-        if field is None:
-            continue
-        nested = [t for t in _types_in(field.annotation) if issubclass(t, BaseModel)]
-        if nested:
-            model = nested[0]
-    return list(model.model_fields)
+        if field is not None:
+            about = " ".join((field.description or "").split()).rstrip(".")
+            nested = [t for t in _types_in(field.annotation) if issubclass(t, BaseModel)]
+            model = nested[0] if nested else model
+        if field is not None or isinstance(part, int):
+            place.append(str(part))
+    return place, model, about
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
 def _types_in(annotation: Any) -> list[type]:

@@ -6,28 +6,72 @@ live in `checks.py`; reading files and overrides in `load.py`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _no_bool(value: Any) -> Any:
+    """`true` is not the number 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
+def _text(pattern: str, expected: str) -> AfterValidator:
+    """Text that matches the whole `pattern`; `expected` says so in words."""
+
+    def check(value: str) -> str:
+        if not (re.fullmatch(pattern, value) and value.isprintable()):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+# Numbers in quotes are taken for floats alone: YAML reads 1e-4, without a point, as text.
+Int = Annotated[int, Strict()]
+PositiveInt = Annotated[Int, Field(gt=0)]
+NonNegativeInt = Annotated[Int, Field(ge=0)]
+PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Fraction = Annotated[NonNegativeFloat, Field(le=1)]
+Beta = Annotated[NonNegativeFloat, Field(lt=1)]
+Flag = Annotated[bool, Strict()]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+FolderName = Annotated[
+    str, _text(r"(?!\.\.?$)[^/]{1,60}", "a plain folder name of at most 60 characters")
+]
+SettingName = Annotated[
+    str, _text(r"(?!mean_length$)[\w-][\w.-]*", "a name of letters, digits, '.', '_' and '-'")
+]
+HttpAddress = Annotated[str, _text(r"https?://[^\s/]+.*", "an address such as http://host:8080")]
+JobsAddress = Annotated[
+    str, _text(r"local|https?://[^\s/]+.*", "'local' or a Jobs address such as http://head:8265")
+]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ClusterConfig(Section):
     """Where the run lives."""
 
-    address: str = Field(
+    address: JobsAddress = Field(
         default="local",
         description="'local' starts an embedded Ray for this run; else the Jobs address of a "
         "running cluster, e.g. http://head:8265.",
@@ -37,7 +81,7 @@ class ClusterConfig(Section):
         description="CPUs the embedded Ray may hand out (local only); default: all cores, "
         "at least 4.",
     )
-    dashboard_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+    dashboard_port: Annotated[Int, Field(ge=0, le=65535)] = Field(
         default=0,
         description="Port of the embedded Ray's dashboard and Jobs API (local only); 0: any free.",
     )
@@ -60,10 +104,10 @@ class TinyModelConfig(Section):
     mamba_d_state: PositiveInt = Field(default=32, description="SSM state size.")
     mamba_n_groups: PositiveInt = Field(default=1, description="B/C groups of Mamba-2.")
     mamba_chunk_size: PositiveInt = Field(default=32, description="Chunk length of the scan.")
-    mamba_rms_norm: bool = Field(
+    mamba_rms_norm: Flag = Field(
         default=False, description="Grouped RMSNorm before the out projection."
     )
-    tie_embeddings: bool = Field(default=False, description="Share the embedding with the head.")
+    tie_embeddings: Flag = Field(default=False, description="Share the embedding with the head.")
     max_position: PositiveInt = Field(default=512, description="Longest sequence, in tokens.")
     multiplier_scale: PositiveInt = Field(
         default=4,
@@ -90,7 +134,9 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The policy that the run starts from."""
 
-    path: Path | None = Field(default=None, description="Hugging Face folder of a hybrid model.")
+    path: UserPath | None = Field(
+        default=None, description="Hugging Face folder of a hybrid model."
+    )
     tiny: TinyModelConfig | None = Field(
         default=None,
         description="Build a tiny Falcon-H1 instead of loading one (exactly one of the two).",
@@ -104,7 +150,7 @@ class ModelConfig(Section):
         description="Train adapters alone, in SFT and in GRPO, at zero_stage 0 to 2; left out: "
         "every parameter is trained.",
     )
-    trust_remote_code: bool = Field(
+    trust_remote_code: Flag = Field(
         default=False,
         description="Let a model folder run its own Python code; off unless asked for.",
     )
@@ -116,9 +162,9 @@ class GenerateDataConfig(Section):
     sft_problems: PositiveInt = Field(default=20_000, description="Rows of the SFT split.")
     rl_problems: PositiveInt = Field(default=8_000, description="Rows of the RL split.")
     evaluation_problems: PositiveInt = Field(default=500, description="Rows of the held-out split.")
-    min_operands: Annotated[int, Field(ge=2)] = Field(default=4, description="Shortest expression.")
-    max_operands: Annotated[int, Field(ge=2)] = Field(default=6, description="Longest expression.")
-    modulus: Annotated[int, Field(ge=2)] = Field(
+    min_operands: Annotated[Int, Field(ge=2)] = Field(default=4, description="Shortest expression.")
+    max_operands: Annotated[Int, Field(ge=2)] = Field(default=6, description="Longest expression.")
+    modulus: Annotated[Int, Field(ge=2)] = Field(
         default=10, description="Results are taken modulo this."
     )
     worked_fraction: Fraction = Field(
@@ -139,7 +185,7 @@ class GenerateDataConfig(Section):
         default=0.35,
         description="Share of the code traces that count brackets first and are right.",
     )
-    code_steps: Annotated[int, Field(ge=2)] = Field(
+    code_steps: Annotated[Int, Field(ge=2)] = Field(
         default=3, description="Operators of every code problem."
     )
     evaluation_code_problems: PositiveInt = Field(
@@ -153,16 +199,16 @@ class DataConfig(Section):
     generate: GenerateDataConfig | None = Field(
         default=None, description="Generate the tiny task's splits into the run folder."
     )
-    sft: tuple[Path, ...] = Field(
+    sft: tuple[UserPath, ...] = Field(
         default=(), description="Files with messages + response (SFT traces)."
     )
-    rl: tuple[Path, ...] = Field(
+    rl: tuple[UserPath, ...] = Field(
         default=(), description="Files with prompts and ground truth for GRPO."
     )
-    evaluation: tuple[Path, ...] = Field(
+    evaluation: tuple[UserPath, ...] = Field(
         default=(), description="Held-out files, same columns as rl."
     )
-    evaluation_code: tuple[Path, ...] = Field(
+    evaluation_code: tuple[UserPath, ...] = Field(
         default=(),
         description="Held-out code problems, reported apart: `evaluation_code` in result.json.",
     )
@@ -193,7 +239,7 @@ class OptimizerConfig(Section):
         default=10, description="Linear warm-up, in optimizer steps."
     )
     final_lr_ratio: Fraction = Field(default=0.0, description="Last learning rate over the peak.")
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="AdamW betas.")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="AdamW betas.")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="AdamW weight decay.")
     gradient_clip: PositiveFloat = Field(default=1.0, description="Global gradient norm clip.")
 
@@ -252,7 +298,7 @@ class AlgorithmConfig(Section):
     clip_high: NonNegativeFloat = Field(
         default=0.28, description="Upper clip distance; gspo: 4e-4, cispo: 4."
     )
-    dual_clip: Annotated[float, Field(gt=1)] = Field(
+    dual_clip: Annotated[PositiveFloat, Field(gt=1)] = Field(
         default=3.0, description="c of dual clip, for A < 0."
     )
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
@@ -273,7 +319,7 @@ class AlgorithmConfig(Section):
     positive_ce: NonNegativeFloat = Field(
         default=0.0, description="Weight of cross-entropy on correct samples' tokens."
     )
-    overlong_filtering: bool = Field(
+    overlong_filtering: Flag = Field(
         default=False,
         description="Samples that met the length limit stay out of the loss and of mean and std.",
     )
@@ -283,7 +329,7 @@ class AlgorithmConfig(Section):
     def _bounds_of_the_loss(cls, raw: Any) -> Any:
         """A ratio of whole answers and one that is only a weight are clipped elsewhere."""
         bounds = {"gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}.get(
-            raw.get("policy_loss", "") if isinstance(raw, dict) else ""
+            str(raw.get("policy_loss")) if isinstance(raw, dict) else ""
         )
         return {"clip_low": bounds[0], "clip_high": bounds[1]} | raw if bounds else raw
 
@@ -327,7 +373,7 @@ class GRPOConfig(Section):
     )
     steps: PositiveInt = Field(description="Optimizer steps.")
     prompts_per_step: PositiveInt = Field(default=128, description="Groups a step.")
-    samples_per_prompt: Annotated[int, Field(ge=2)] = Field(
+    samples_per_prompt: Annotated[Int, Field(ge=2)] = Field(
         default=16, description="Group size; one sample has no baseline to be measured against."
     )
     max_staleness: NonNegativeInt = Field(
@@ -389,7 +435,7 @@ class RolloutConfig(Section):
         default=None,
         description="KV and Mamba state memory (CPU engines); GPUs use gpu_memory_utilization.",
     )
-    gpu_memory_utilization: Fraction = Field(
+    gpu_memory_utilization: Annotated[PositiveFloat, Field(le=1)] = Field(
         default=0.9, description="Share of GPU memory an engine takes."
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Engine weights.")
@@ -397,19 +443,19 @@ class RolloutConfig(Section):
         default="float32",
         description="SSM state; bfloat16 widens the gap between engine and learner.",
     )
-    prefix_caching: bool = Field(
+    prefix_caching: Flag = Field(
         default=True,
         description="Reuse of prompt prefixes; entries are salted with the weight version. On a "
         "CPU engine it made groups of 8 behind 1,024 prompt tokens 3.2 times as fast, and cost "
         "nothing behind 32.",
     )
-    enforce_eager: bool = Field(default=False, description="No compilation or CUDA graphs.")
+    enforce_eager: Flag = Field(default=False, description="No compilation or CUDA graphs.")
     running_state: Literal["keep", "recompute"] = Field(
         default="keep",
         description="At a weight update running requests keep their KV/SSM state, or are prefilled "
         "again under the new weights (which lost six times the tokens at short contexts).",
     )
-    request_seeds: bool = Field(
+    request_seeds: Flag = Field(
         default=False,
         description="A sampling seed for every request, of (run seed, prompt, pass, sample). vLLM "
         "then samples request by request in Python, which is slow.",
@@ -433,7 +479,7 @@ class RolloutConfig(Section):
 class HttpSandboxConfig(Section):
     """Programs run by services elsewhere."""
 
-    http: str | tuple[str, ...] = Field(
+    http: HttpAddress | Annotated[tuple[HttpAddress, ...], Field(min_length=1)] = Field(
         description="Address, or several used in turn, of SandboxFusion-compatible services, such "
         "as http://host:8080; /run_code is added."
     )
@@ -606,7 +652,7 @@ class LearnerConfig(Section):
         default=1, description="CPU threads of a rank (CPU learners only)."
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage.")
-    offload_optimizer: bool = Field(
+    offload_optimizer: Flag = Field(
         default=False, description="Optimizer state in host memory (ZeRO 1-3)."
     )
     autocast: Literal["none", "bfloat16"] = Field(
@@ -615,7 +661,7 @@ class LearnerConfig(Section):
     micro_batch_tokens: PositiveInt = Field(
         default=8192, description="Token budget of one forward pass."
     )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute layers in backward.")
+    gradient_checkpointing: Flag = Field(default=False, description="Recompute layers in backward.")
     logprob_chunk_tokens: PositiveInt = Field(
         default=1024, description="Tokens whose logits exist at once in the loss."
     )
@@ -640,9 +686,9 @@ class WeightsConfig(Section):
 class EvaluationSetting(Section):
     """One way of sampling the held-out problems."""
 
-    name: str = Field(description="Key in result.json, e.g. greedy, t0.6, t1.")
+    name: SettingName = Field(description="Key in result.json, e.g. greedy, t0.6, t1.")
     temperature: NonNegativeFloat = Field(description="0 is greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="Nucleus.")
+    top_p: Annotated[PositiveFloat, Field(le=1)] = Field(default=1.0, description="Nucleus.")
     samples: PositiveInt = Field(default=1, description="Answers a problem.")
     pass_at: PositiveInt | None = Field(default=None, description="Also report pass@k for this k.")
 
@@ -674,9 +720,11 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = Field(description="Name of the run; its folder is <output>/<name>.")
-    seed: int = Field(default=0, description="Data, initial weights, prompt order and sampling.")
-    output: Path = Field(default=Path("runs"), description="Parent of the run folder.")
+    name: FolderName = Field(description="Name of the run; its folder is <output>/<name>.")
+    seed: Annotated[NonNegativeInt, Field(lt=2**31)] = Field(
+        default=0, description="Data, initial weights, prompt order and sampling."
+    )
+    output: UserPath = Field(default=Path("runs"), description="Parent of the run folder.")
     model: ModelConfig = Field(description=ModelConfig.__doc__)
     data: DataConfig = Field(description=DataConfig.__doc__)
     cluster: ClusterConfig = Field(default=ClusterConfig(), description=ClusterConfig.__doc__)

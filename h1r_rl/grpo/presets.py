@@ -54,9 +54,12 @@ def apply_preset(raw: dict[str, Any]) -> dict[str, Any]:
     name = raw.get("preset")
     if name is None:
         return raw
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"grpo.preset: expected one of {sorted(PRESETS)}, found {name!r}")
-    return raw | {"algorithm": _under(PRESETS[name], raw.get("algorithm") or {})}
+    explicit = raw.get("algorithm") or {}
+    if not isinstance(explicit, dict):
+        return raw  # refused with its place when the section is validated
+    return raw | {"algorithm": _under(PRESETS[name], explicit)}
 
 
 def _under(preset: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:

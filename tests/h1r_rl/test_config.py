@@ -72,6 +72,74 @@ def test_mistakes(tmp_path, override, words):
 
 
 @pytest.mark.parametrize(
+    "override, words",
+    [
+        ("grpo=[1]", ["'grpo': expected a section of settings, found [1]"]),
+        ("GRPO.steps=3", ["did you mean 'grpo'?"]),
+        ("data.rl=x.parquet", ["'data.rl': expected a list"]),
+        ("grpo.preset=[dapo]", ["grpo.preset", "['dapo']"]),
+        ("grpo.algorithm.policy_loss=[clip]", ["policy_loss", "'gspo'", "['clip']"]),
+        ("grpo.samples_per_prompt=true", ["samples_per_prompt", "integer", "True"]),
+        ("grpo.samples_per_prompt='8'", ["samples_per_prompt", "integer", "'8'"]),
+        ("grpo.optimizer.learning_rate=true", ["learning_rate': expected a number", "True"]),
+        ("grpo.optimizer.learning_rate=.inf", ["learning_rate", "finite", "inf"]),
+        ("grpo.optimizer.learning_rate=.nan", ["learning_rate", "finite", "nan"]),
+        ("grpo.optimizer.betas=[0.9, 1]", ["betas.1", "less than 1"]),
+        ("rollout.enforce_eager='no'", ["enforce_eager", "boolean"]),
+        ("seed=-1", ["seed", "-1"]),
+        ("seed=1000000000000000", ["seed", "less than"]),
+        ("name=a/b", ["plain folder name"]),
+        ("name='..'", ["plain folder name"]),
+        ('name="a\\0b"', ["plain folder name"]),
+        (f"name={'n' * 300}", ["plain folder name"]),
+        ("cluster.address=head", ["cluster.address", "http://head:8265"]),
+        ("reward.sandbox.http=[]", ["'reward.sandbox.http'", "at least one"]),
+        ("reward.sandbox.http=x:1", ["http://host:8080", "'x:1'"]),
+        ("evaluation.settings=[{name: mean_length, temperature: 0}]", ["settings.0.name"]),
+        ("evaluation.settings=[{name: 'pass@8', temperature: 0}]", ["settings.0.name"]),
+        ("evaluation.settings=[{name: a}]", ["settings.0.temperature' is missing; set it (0 is"]),
+        ("model.tiny.head_dim=31", ["head_dim", "31", "even"]),
+        ("model.tiny.mamba_n_groups=3", ["mamba_heads (8)", "mamba_n_groups (3)"]),
+        ("grpo.steps=" + "[" * 2000, ["grpo.steps=[", "not valid YAML"]),
+        ("grpo.steps=2020-99-99", ["not valid YAML"]),
+    ],
+)
+def test_odd_values(tmp_path, override, words):
+    """Wrong in kind, not in size alone: no trace, whatever the value is."""
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, override)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value) and len(str(error.value)) < 900
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "found nothing; give a YAML file"),
+        ("- a\n- b", "found list"),
+        ("? [a, b]\n: 1", "unhashable"),
+        ("name: a\nname: b", "stands twice"),
+        ("grpo: {steps: 1, steps: 2}", "stands twice"),
+        (RUN + "1: 2", "unknown key 1"),
+        ("[" * 2000, "nested too deeply"),
+        ("a: *b", "undefined alias"),
+        ("a: !!python/object/apply:os.getpid []", "not valid YAML"),
+    ],
+)
+def test_odd_files(tmp_path, text, words):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_run(file)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(tmp_path, "output=~/mine").output == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (("advantage_std=batch", "advantage=rloo"), ["batch", "rloo"]),
