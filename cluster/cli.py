@@ -57,12 +57,14 @@ def evaluate(run_file: RunFile, overrides: Overrides = None, resume: Resume = Fa
 
 @app.command()
 def check(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Validate a run without starting anything: keys, files, rows, arithmetic, sampling."""
+    """Validate a run without starting anything: keys, files, rows, lengths, sampling, sizes."""
     from cluster.check_data import check_files, check_rows
+    from cluster.check_machine import check_machine
     from h1r_rl.config.load import load_run
 
     config = load_run(run_file, overrides or ())
     check_files(config)
+    check_machine(config)
     for line in check_rows(config):
         typer.echo(line)
     typer.echo(f"{run_file}: no mistake found")

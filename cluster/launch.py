@@ -17,6 +17,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+from cluster.check_machine import check_port
 from cluster.run_folder import RunFolder
 from h1r_rl.config.checks import embedded_cpus
 from h1r_rl.config.schema import ClusterConfig
@@ -49,7 +50,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     # A stopped stage closes engines and learners in order; Ray's default grace is 3 s.
     os.environ["RAY_JOB_STOP_WAIT_TIME_S"] = str(int(STOP_DEADLINE_S - 10))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _check_port(config.dashboard_port)
+    check_port(config.dashboard_port)
     with _any_agent_port():
         context = ray.init(
             address="local",
@@ -163,18 +164,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _check_port(port: int) -> None:
-    import socket
-
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise ConfigError(
-                f"cluster.dashboard_port: {port} is in use; set 0 for a free one"
-            ) from None
 
 
 def resolved_path(path: Path) -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from h1r_rl.config.schema import EvaluationSetting
 from h1r_rl.deadlines import within
-from h1r_rl.errors import DataError, RolloutLost, RunFailed
+from h1r_rl.errors import RolloutLost, RunFailed
 from h1r_rl.evaluation.metrics import summarise
 from h1r_rl.interfaces import Sampling
 from h1r_rl.records import GroupPart, Prompt, Verdict
@@ -75,17 +75,6 @@ async def measure(
             tasks.create_task(one(row, prompt))
     shown = [answers[row] for row in sorted(answers)]
     return Measurement(prompts, outcomes, shown, setting.pass_at)
-
-
-def refuse_too_long(prompts: list[Prompt], room: int) -> None:
-    """A held-out problem that cannot be asked would silently change what is measured."""
-    long = [prompt for prompt in prompts if len(prompt.token_ids) > room]
-    if long:
-        raise DataError(
-            f"data.evaluation: expected prompts of at most {room} tokens, found {len(long)} longer "
-            f"ones (first {long[0].prompt_id}, {len(long[0].token_ids)} tokens); raise "
-            "rollout.max_model_len, lower evaluation.max_response_tokens, or remove them"
-        )
 
 
 def write_outcomes(measurements: dict[str, Measurement], file: Path) -> None:

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cluster.check_data import check_files
+from cluster.check_data import check_files, check_problems
+from cluster.check_machine import check_machine
 from cluster.code_share import notes_of, without_refused_code
 from cluster.launch import ray_cluster, resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
-from cluster.splits import SPLITS, check_splits
+from cluster.splits import SPLITS
 from h1r_rl.config.schema import RunConfig
-from h1r_rl.errors import UserError
+from h1r_rl.errors import ConfigError, UserError
 from h1r_rl.evaluation.report import (
     closing_table,
     markdown_table,
@@ -34,8 +35,10 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     from h1r_rl.tracking import Tracker
 
     started = time.monotonic()
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     check_files(config)
+    check_machine(config)
+    _refuse_stage_without_its_part(config, only)
     folder = RunFolder.claim(config, resume=resume)
     tracker, mistaken = None, False
     status: Any = "FAILED"
@@ -74,6 +77,18 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
         if mistaken:
             folder.forget_if_new()
         folder.release()
+
+
+def _refuse_stage_without_its_part(config: RunConfig, only: str | None) -> None:
+    """A stage asked for alone has its section, and the model that it starts from."""
+    if (only == "sft" and config.sft is None) or (only == "grpo" and config.grpo is None):
+        raise ConfigError(f"expected a section '{only}' in the run, found none; add {only}.steps")
+    source = RunFolder(config.folder).sft_model
+    if only == "grpo" and config.sft is not None and not source.exists():
+        raise ConfigError(
+            f"expected the run's SFT model, found none in {source}; run `h1r sft` first and this "
+            "with --resume, or set sft=null to start from the base model"
+        )
 
 
 def plan_stages(config: RunConfig, folder: RunFolder, only: str | None) -> list[str]:
@@ -123,11 +138,11 @@ def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
             update={"data": generate_into(config.data, folder.data, seed=config.seed)}
         )
         folder.write_stage_config(config)
+        if "checked" not in folder.state():
+            check_problems(config, folder.data)
+            folder.update_state(checked=True)
         if config.model.tiny is not None and not folder.base_model.exists():
             build_tiny_model(config.model.tiny, folder.base_model, seed=config.seed)
-        if "checked" not in folder.state():
-            check_splits(config, folder.data)
-            folder.update_state(checked=True)
     return config
 
 
@@ -174,7 +189,7 @@ def _close(config: RunConfig, folder: RunFolder, tracker: Any, started: float) -
     console.print(f"MLflow   make ui   (tracking store {config.tracking.uri})")
 
 
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
+def with_absolute_paths(config: RunConfig) -> RunConfig:
     """A stage's process has another working folder than the command line."""
     uri = config.tracking.uri
     prefix = "sqlite:///"

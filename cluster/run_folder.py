@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class RunFolder:
                     f"{folder.path} holds a run already; remove it, choose another name=, or add "
                     "--resume to go on with it"
                 )
-            if yaml.safe_load(known.read_text()) != yaml.safe_load(dump_run(config)):
+            if _read(known, yaml.safe_load) != yaml.safe_load(dump_run(config)):
                 raise ConfigError(
                     f"{folder.path} was made with other settings (see {known}); remove it or "
                     "choose another name="
@@ -107,7 +107,7 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         file = self.path / "state.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return _read(file, json.loads) if file.exists() else {}
 
     def update_state(self, **changes: Any) -> None:
         write_json(self.path / "state.json", self.state() | changes)
@@ -140,6 +140,20 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} is being written by another run; wait for it or choose another name="
             ) from None
+
+
+def _read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """One of our own files, which a full disk or an editor may have torn."""
+    try:
+        found = parse(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = str(error).splitlines()[0]
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{file}: expected what the run wrote there, found {str(found)[:100]!r}; remove "
+            f"{file.parent} or choose another name="
+        )
+    return found
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -40,10 +40,11 @@ class Options:
 
 def selftest(options: Options, say: Callable[[str], None]) -> bool:
     """Say a line for each check; True when none failed. DataError for a folder that is no model."""
-    from h1r_rl.hybrid.load import refuse_no_model
+    from h1r_rl.hybrid.model_folder import refuse_no_model, refuse_other_families
 
     started = time.monotonic()
     refuse_no_model(options.folder)
+    refuse_other_families(options.folder)
     import ray
     import torch
 

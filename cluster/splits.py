@@ -8,6 +8,7 @@ from pathlib import Path
 
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.sources import Problems, check_disjoint, load_problems
+from h1r_rl.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ def check_splits(config: RunConfig, folder: Path) -> dict[str, Problems]:
     loaded = {
         split: load_split(config, folder, split) for split in SPLITS if getattr(config.data, split)
     }
+    for problems in loaded.values():
+        _refuse_bad(problems, config.data.max_left_out)
     check_disjoint(list(loaded.values()))
     for split, problems in loaded.items():
         if problems.quarantined:
@@ -49,3 +52,16 @@ def check_splits(config: RunConfig, folder: Path) -> dict[str, Problems]:
                 folder / "cache" / f"{split}-quarantine.jsonl",
             )
     return loaded
+
+
+def _refuse_bad(problems: Problems, share: float) -> None:
+    """Too many rows left out are a mistake in the file, not rows to do without."""
+    bad = problems.quarantined.total()
+    total = bad + len(problems.rows)
+    if bad > share * total:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in problems.quarantined.items())
+        raise DataError(
+            f"data.{problems.split}: expected at most {share:.0%} of the rows to be unusable, "
+            f"found {bad} of {total} ({reasons}; {problems.first_bad}); mend them, or raise "
+            "data.max_left_out to do without them"
+        )

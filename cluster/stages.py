@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.check_lengths import refuse_too_long
 from cluster.grpo_build import build_run
 from cluster.grpo_loop import train_grpo
 from cluster.learner_service import LearnerService
-from cluster.measure import Measurement, measure, refuse_too_long, write_outcomes
+from cluster.measure import Measurement, measure, write_outcomes
 from cluster.run_folder import RunFolder, write_json
 from cluster.splits import load_split
 from h1r_rl.config.schema import RunConfig
@@ -166,8 +167,8 @@ async def run_evaluation(
         if config.data.evaluation_code:
             held_out["evaluation_code"] = _held_out(config, folder, "evaluation_code", tokenizer)
         max_tokens = config.evaluation.max_response_tokens or config.rollout.max_response_tokens
-        for prompts in held_out.values():
-            refuse_too_long(prompts, config.rollout.max_model_len - max_tokens)
+        for split, prompts in held_out.items():
+            refuse_too_long(prompts, config.rollout.max_model_len - max_tokens, split)
         reward = config.reward.model_copy(update={"control": "none"})
         async with tracked(config, folder, f"evaluate-{name}", parent_run_id) as tracker:
             async with services(

@@ -24,6 +24,7 @@ from h1r_rl.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 FLUSH_DEADLINE_S = 30.0
+SHOWN_CHARS = 200  # of what MLflow says
 CLOSE_DEADLINE_S = 5.0  # for the status alone, once the metrics had their time
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -68,9 +69,10 @@ class Tracker:
             tags = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
             run = client.create_run(experiment_id, run_name=run_name, tags=tags)
         except Exception as error:
+            why = " ".join(str(error).split())[:SHOWN_CHARS]
             raise ConfigError(
                 f"tracking.uri: expected a reachable MLflow store, found {config.uri!r} "
-                f"({error}); start the server or use sqlite:///mlflow.db"
+                f"({why}); start the server or use sqlite:///mlflow.db"
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         return cls(client, run.info.run_id, folder, stage)

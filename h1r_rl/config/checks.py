@@ -87,7 +87,8 @@ def _check_data(config: RunConfig) -> None:
             raise ConfigError(f"data.{split}: expected at least one file; name it, or set generate")
         for path in paths:
             if not Path(path).is_file():
-                raise ConfigError(f"data.{split}: {path} does not exist")
+                found = "is a folder" if Path(path).is_dir() else "does not exist"
+                raise ConfigError(f"data.{split}: expected a file, but {path} {found}; correct it")
 
 
 def _check_lengths(config: RunConfig) -> None:

@@ -148,7 +148,7 @@ def _explain(error: Any) -> str:
     where, hint = f"'{'.'.join(place)}'", f" ({about})" if about else ""
     if error["type"] == "missing":
         return f"{where} is missing; set it{hint}"
-    expected = PLAINLY.get(error["type"], error["msg"])
+    expected = PLAINLY.get(error["type"]) or str(error["msg"])
     expected = expected.removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{where}: expected {expected}, found {_short(repr(error['input']))}; correct it{hint}"
 

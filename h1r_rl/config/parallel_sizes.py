@@ -7,12 +7,12 @@ key/value heads are split, or copied where there are fewer of them than ranks.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from h1r_rl.config.schema import TinyModelConfig
 from h1r_rl.errors import ConfigError
+from h1r_rl.hybrid.model_folder import read_config
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,17 @@ def heads_of_tiny(model: TinyModelConfig) -> Heads:
 
 def heads_of_folder(folder: Path) -> Heads:
     """From config.json, under the names of Falcon-H1, GraniteMoeHybrid and Nemotron-H."""
-    found = json.loads((folder / "config.json").read_text())
+    found = read_config(folder)
 
     def of(*names: str, default: int | None = None) -> int:
         for name in names:
-            if isinstance(found.get(name), int):
-                return found[name]
+            value = found.get(name)
+            if isinstance(value, int) and value > 0:
+                return value
         if default is None:
             raise ConfigError(
                 f"model.path: expected {' or '.join(names)} in {folder / 'config.json'}, found "
-                "neither; the folder is not one of a hybrid Transformer-Mamba model"
+                "none; give the folder of a hybrid Transformer-Mamba model"
             )
         return default
 

@@ -225,6 +225,11 @@ class DataConfig(Section):
         description="Column naming the verifier; rows without it use default_verifier.",
     )
     default_verifier: str = Field(default="math", description="Verifier for rows that name none.")
+    max_left_out: Fraction = Field(
+        default=0.1,
+        description="Rows that nothing can be asked or verified with are left out and counted; a "
+        "larger share of a split than this ends the run before it starts.",
+    )
 
 
 class OptimizerConfig(Section):
@@ -713,8 +718,12 @@ class EvaluationConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str = Field(default="sqlite:///mlflow.db", description="Tracking store.")
-    experiment: str = Field(default="h1r", description="Experiment name.")
+    uri: Annotated[str, Field(min_length=1)] = Field(
+        default="sqlite:///mlflow.db", description="Tracking store."
+    )
+    experiment: Annotated[str, Field(min_length=1)] = Field(
+        default="h1r", description="Experiment name."
+    )
 
 
 class RunConfig(Section):

@@ -28,17 +28,49 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise DataError(f"expected a model folder with a tokenizer, but {folder} does not exist")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a torn file makes of the readers
         raise DataError(
             f"{folder}: expected a tokenizer, found none that loads "
-            f"({str(error).splitlines()[0]}); put the model's tokenizer files there"
+            f"({_first_line(error)}); put the model's tokenizer files there"
         ) from error
     if not tokenizer.chat_template:
         raise DataError(
             f"{folder}: expected a tokenizer with a chat template, found none; add "
             "chat_template.jinja to the folder (a base model's instruct sibling has one)"
         )
+    _check_template(tokenizer, folder)
     return tokenizer
+
+
+def _check_template(tokenizer: Any, folder: Path) -> None:
+    """A template that can be applied, and that writes what the user says."""
+    turns = [{"role": "user", "content": PROBE}]
+    text = _apply(tokenizer, turns, add_generation_prompt=True, tokenize=False)
+    if PROBE not in text:
+        raise DataError(
+            f"{folder}: expected a chat template that writes the user's text, found one that "
+            f"writes {text[:100]!r}; correct chat_template.jinja"
+        )
+    end_token_id(tokenizer)
+
+
+def _apply(tokenizer: Any, turns: Sequence[dict[str, str]], **options: Any) -> Any:
+    """The folder's template on `turns`; what it cannot take is a mistake in the data or in it."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(turns, **options)
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(
+            f"{tokenizer.name_or_path}: expected a chat template that takes turns of {roles}, "
+            f"found: {_first_line(error)}; correct chat_template.jinja, or the turns of "
+            f"{turns[-1]['content'][:100]!r}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def make_prompt(
@@ -70,7 +102,7 @@ def end_token_id(tokenizer: Any) -> int:
     """
     ends = end_token_ids(tokenizer)
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    text = _apply(tokenizer, turns, tokenize=False)
     after = tokenizer.encode(text.rpartition(PROBE)[2], add_special_tokens=False)
     return next((token for token in after if token in ends), ends[0])
 
@@ -82,7 +114,13 @@ def end_token_ids(tokenizer: Any) -> tuple[int, ...]:
     folder = Path(tokenizer.name_or_path)
     found: list[int] = []
     if (folder / "generation_config.json").is_file():
-        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+        try:
+            ids = GenerationConfig.from_pretrained(folder).eos_token_id
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder}: expected a generation_config.json that can be read, found: "
+                f"{_first_line(error)}; correct or remove it"
+            ) from error
         found += ids if isinstance(ids, list) else [] if ids is None else [ids]
     if tokenizer.eos_token_id is not None:
         found.append(tokenizer.eos_token_id)
@@ -100,7 +138,5 @@ def _prompt_ids(
     turns = list(messages)
     if system_prompt is not None and turns[0]["role"] != "system":
         turns.insert(0, {"role": "system", "content": system_prompt})
-    ids = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    ids = _apply(tokenizer, turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     return np.array(ids, dtype=np.int32)

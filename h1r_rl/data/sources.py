@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from h1r_rl.config.schema import DataConfig
+from h1r_rl.data.files import names_of, read_files
 from h1r_rl.errors import DataError
 
 CheckGroundTruths = Callable[[list[tuple[str, str]]], list[str | None]]
 """(verifier, ground truth) pairs -> for each None, or why it cannot be verified against."""
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json"}
 BATCH_ROWS = 1000
+SHOWN_CHARS = 100  # of a ground truth that is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Problems:
     split: str
     rows: Sequence[Problem]
     quarantined: Counter[str] = field(default_factory=Counter)
+    first_bad: str = ""  # "row 3 (p3): unparsable ground truth '?'"
 
 
 def load_problems(
@@ -98,7 +100,7 @@ def load_problems(
     check_ground_truths: CheckGroundTruths | None = None,
 ) -> Problems:
     """Read and validate one split; rows left out are in `<cache>/<split>-quarantine.jsonl`."""
-    table = _read(paths, split, cache)
+    table = read_files(paths, split, cache)
     needed = [data.id_column, data.prompt_column]
     needed += [data.response_column] if need_response else [data.ground_truth_column]
     _check_columns(table.column_names, needed, split, paths)
@@ -113,11 +115,12 @@ def load_problems(
         listing.write_text("".join(json.dumps(entry) + "\n" for entry in bad))
     if not len(kept):
         raise DataError(
-            f"data.{split}: expected at least one usable row, found none in {_names(paths)} "
-            f"({', '.join(f'{count} {reason}' for reason, count in counts.items())}); check the "
-            "columns that data.*_column name"
+            f"data.{split}: expected at least one usable row, found none in {names_of(paths)} "
+            f"({', '.join(f'{count} {reason}' for reason, count in counts.items())}; "
+            f"{_named(bad[0])}); mend the rows, or check the columns that data.*_column name"
         )
-    return Problems(split, ProblemRows(table, kept, data, need_response), counts)
+    rows = ProblemRows(table, kept, data, need_response)
+    return Problems(split, rows, counts, _named(bad[0]) if bad else "")
 
 
 def check_disjoint(splits: Sequence[Problems]) -> None:
@@ -158,12 +161,19 @@ def _check_rows(
         for index, (problem, reason) in enumerate(checked, start):
             reason = reason if problem is None else next(verdicts)
             if reason:
-                bad.append({"row": index, "prompt_id": _id(rows[index - start], data)})
-                bad[-1]["reason"] = reason
+                entry = {"row": index, "prompt_id": _id(rows[index - start], data)}
+                truth = {"ground_truth": problem.ground_truth[:SHOWN_CHARS]} if problem else {}
+                bad.append(entry | {"reason": reason} | truth)
             elif problem is not None:
                 _check_new(problem.prompt_id, ids, split)
                 kept.append(index)
     return np.array(kept, dtype=np.int64), bad
+
+
+def _named(entry: dict[str, Any]) -> str:
+    """A row left out, for a message."""
+    truth = f" ground truth {entry['ground_truth']!r}" if "ground_truth" in entry else ""
+    return f"the first: row {entry['row']} ({entry['prompt_id']}): {entry['reason']}{truth}"
 
 
 def _id(row: dict[str, Any], data: DataConfig) -> str:
@@ -179,53 +189,6 @@ def _check_new(prompt_id: str, ids: set[str], split: str) -> None:
     ids.add(prompt_id)
 
 
-def _read(paths: Sequence[Path], split: str, cache: Path) -> Any:
-    """All files of a split as one memory-mapped dataset."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    for path in map(Path, paths):
-        if not path.is_file():
-            beside = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-            close = difflib.get_close_matches(path.name, beside, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"{path.parent} has {beside[:10]}"
-            raise DataError(f"data.{split}: {path} does not exist; {hint}")
-    kinds = {Path(path).suffix for path in paths}
-    if not kinds <= set(FORMATS) or len(kinds) != 1:
-        raise DataError(
-            f"data.{split}: expected .parquet files or .jsonl files, found {sorted(kinds)}; "
-            "convert them to one of the two"
-        )
-    try:
-        filled = [str(Path(path).resolve()) for path in paths if not _is_empty(Path(path))]
-        if filled:
-            cache.mkdir(parents=True, exist_ok=True)
-            return datasets.load_dataset(
-                FORMATS[kinds.pop()], data_files=filled, split="train", cache_dir=str(cache)
-            )
-    except Exception as error:  # the readers raise their own, Arrow's and pandas' error types
-        raise DataError(
-            f"data.{split}: {_names(paths)} cannot be read: {_root(error)}; check that each file "
-            "is whole"
-        ) from error
-    raise DataError(f"data.{split}: expected rows, found none in {_names(paths)}; add problems")
-
-
-def _is_empty(path: Path) -> bool:
-    """The readers trip over files without rows."""
-    import pyarrow.parquet as pq
-
-    if path.suffix == ".parquet":
-        return pq.read_metadata(path).num_rows == 0
-    return path.stat().st_size == 0
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
 def _check_columns(
     found: list[str], needed: Sequence[str], split: str, paths: Sequence[Path]
 ) -> None:
@@ -234,7 +197,7 @@ def _check_columns(
             close = difflib.get_close_matches(column, found, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise DataError(
-                f"data.{split}: expected a column '{column}', found {found} in {_names(paths)}; "
+                f"data.{split}: expected a column '{column}', found {found} in {names_of(paths)}; "
                 f"{hint}rename it or set data.*_column"
             )
 
@@ -249,7 +212,11 @@ def _problem(
         return None, "empty_prompt"
     if not all(isinstance(m, dict) and str(m.get("content") or "").strip() for m in messages):
         return None, "empty_prompt"
-    if messages[-1].get("role") != "user":
+    if not all(isinstance(m["content"], str) for m in messages):
+        return None, "content_not_text"
+    if not all(isinstance(m.get("role"), str) for m in messages):
+        return None, "turn_without_role"
+    if messages[-1]["role"] != "user":
         return None, "last_turn_not_user"
     response = row.get(data.response_column) if need_response else None
     if need_response and not str(response or "").strip():
@@ -262,12 +229,15 @@ def _problem(
     problem = Problem(
         prompt_id=_id(row, data),
         messages=tuple({"role": m["role"], "content": m["content"]} for m in messages),
-        verifier=row.get(data.verifier_column) or data.default_verifier,
-        ground_truth="" if truth is None else str(truth),
-        response=response,
+        verifier=str(row.get(data.verifier_column) or data.default_verifier),
+        ground_truth=_truth_text(truth),
+        response=None if response is None else str(response),
     )
     return problem, ""
 
 
-def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths))
+def _truth_text(truth: Any) -> str:
+    """Lists (several correct forms) and objects (code's tests) as the verifiers read them."""
+    if isinstance(truth, list | dict):
+        return json.dumps(truth, ensure_ascii=False, default=str)
+    return "" if truth is None else str(truth)

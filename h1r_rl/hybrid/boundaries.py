@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from h1r_rl.errors import ConfigError
 from h1r_rl.hybrid.cuda_kernels import kernel_problems, modeling_module
+from h1r_rl.hybrid.model_folder import FAMILIES
 from h1r_rl.hybrid.scan import chunked_scan
 
 ATTENTION = "h1r_documents"
-FAMILIES = ("falcon_h1", "granitemoehybrid", "nemotron_h")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ names in vLLM's loader than here: an engine would go on sampling from old ones w
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from h1r_rl.errors import ConfigError
+from h1r_rl.hybrid.model_folder import read_config
 
 # transformers' defaults where config.json says nothing
 GRANITE_EXPERTS = 8
@@ -21,7 +21,7 @@ NEMOTRON_LAYERS = ("linear_attention", "moe", "full_attention", "mlp")
 def refuse_experts(folder: Path) -> None:
     """ConfigError for a model of which some layers are experts."""
     file = folder / "config.json"
-    found = _experts(json.loads(file.read_text()))
+    found = _experts(read_config(folder))
     if found:
         raise ConfigError(
             f"{file}: expected a hybrid without expert layers, found {found}: experts are not "

@@ -7,7 +7,6 @@ transformers falls back to a slow path without sequence boundaries after a mild 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from h1r_rl.errors import ConfigError, DataError
-from h1r_rl.hybrid.boundaries import FAMILIES, install_boundaries
+from h1r_rl.hybrid.boundaries import install_boundaries
 from h1r_rl.hybrid.cuda_kernels import require_kernels
 from h1r_rl.hybrid.experts import refuse_experts
+from h1r_rl.hybrid.model_folder import FAMILIES, read_config, refuse_no_model
 
 UNBOUNDED = (0.0, float("inf"))
 
@@ -33,10 +33,10 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     folder = Path(folder)
-    refuse_no_model(folder)
     refuse_experts(folder)
+    refuse_no_model(folder)
     if device.startswith("cuda"):
-        _refuse_on_cuda(json.loads((folder / "config.json").read_text()))
+        _refuse_on_cuda(read_config(folder))
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
@@ -46,20 +46,6 @@ def load_policy(
     install_boundaries(model)
     _as_engines_step(model, folder)
     return model.to(device)  # pyright: ignore[reportArgumentType]
-
-
-def refuse_no_model(folder: Path) -> None:
-    """DataError where there is no model folder, or one without safetensors."""
-    if not (folder / "config.json").is_file():
-        raise DataError(
-            f"expected a model folder with config.json, found none in {folder}; give the folder "
-            "of a Falcon-H1, GraniteMoeHybrid or Nemotron-H model"
-        )
-    if not list(folder.glob("*.safetensors")):
-        raise DataError(
-            f"{folder}: expected *.safetensors, found none; convert the weights first (pickled "
-            "checkpoints from outside are not loaded)"
-        )
 
 
 def _as_engines_step(model: Any, folder: Path) -> None:

@@ -46,7 +46,9 @@ def build_tiny_model(config: TinyModelConfig, folder: Path, *, seed: int) -> Non
     The same config and seed give the same bytes of weights; the folder appears whole or not at all.
     """
     from transformers import GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one tiny file is no progress to show
     if folder.exists():
         raise DataError(
             f"expected to create the model folder {folder}, but it exists already; "

@@ -62,6 +62,7 @@ def without(column: str) -> list[dict]:
     return [{k: v for k, v in row.items() if k != column} for row in ROWS[:5]]
 
 
+FEW = [f"data.generate.{split}_problems=50" for split in ("sft", "rl", "evaluation_code")]
 MISTAKES = {
     "misspelt key": (["grpo.step=3"], "did you mean 'steps'"),
     "misspelt section": (["lerner.ranks=2"], "did you mean 'learner'"),
@@ -78,6 +79,15 @@ MISTAKES = {
     "a name that is a path": (["name=../other"], "plain folder name"),
     "nothing to measure": (["evaluation.settings=[]"], "evaluation.settings"),
     "override without a value": (["grpo.steps"], "key=value"),
+    "held-out prompts too long": (
+        [*FEW, "rollout.max_model_len=65"],
+        "prompts of at most 1 tokens",
+    ),
+    "traces too long": (
+        [*FEW, "sft.max_length=4"],
+        "data.sft: expected prompts of at most 3 tokens",
+    ),
+    "GPUs that are not there": (["rollout.num_gpus=64"], "this machine has"),
 }
 
 
@@ -88,7 +98,7 @@ def test_settings(h1r, tmp_path, command, mistake):
     code, error, _ = h1r(command, *overrides)
     assert code == 2 and word in error, error
     assert error.count("\n") == 1 and error.startswith("error: ")
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 BAD_DATA = {
@@ -100,6 +110,23 @@ BAD_DATA = {
     "nothing to verify against": (
         {"rl": [row | {"ground_truth": "\\frac{1}{"} for row in ROWS[20:30]]},
         "expected at least one usable row",
+    ),
+    "too many without a usable ground truth": (
+        {"rl": [*ROWS[20:24], ROWS[24] | {"ground_truth": "\\frac{1}{"}]},
+        "found 1 of 5 (1 unparsable; the first: row 4 (p24): unparsable ground truth",
+    ),
+    "content that is no text": (
+        {"rl": [row | {"messages": [{"role": "user", "content": 5}]} for row in ROWS[20:30]]},
+        "10 content_not_text",
+    ),
+    "turns without a role": (
+        {"rl": [row | {"messages": [{"content": "1"}]} for row in ROWS[20:30]]},
+        "10 turn_without_role",
+    ),
+    "a verifier that is none": ({"rl": [row | {"verifier": 5} for row in ROWS[20:30]]}, "'5'"),
+    "prompts too long": (
+        {"rl": [row | {"messages": "7+" * 99 + row["prompt_id"]} for row in ROWS[20:30]]},
+        "data.rl: expected prompts of at most 48 tokens, found none among 10 (shortest 20",
     ),
     "a question in two splits": ({"rl": ROWS[:9]}, "expected disjoint splits"),
     "one id twice": ({"rl": [ROWS[1], ROWS[1] | {"messages": ROWS[4]["messages"]}]}, "p1"),
@@ -114,6 +141,41 @@ def test_data(h1r, tmp_path, command, mistake):
     assert code == 2 and words in error, error
     assert error.splitlines()[-1].startswith("error: ")
     assert not list((tmp_path / "runs").glob("*")), "a mended run may use the name"
+
+
+BROKEN_FILES = {
+    "junk.parquet": (b"this is no parquet", "cannot be read"),
+    "void.parquet": (b"", "cannot be read"),
+    "torn.parquet": (None, "cannot be read"),
+    "junk.jsonl": (b"{oops\n", "cannot be read"),
+    "bytes.jsonl": (b"\xff\xfe", "cannot be read"),
+    "list.jsonl": (b"[1, 2]\n", "a JSON object a line"),
+    "null.jsonl": (b"null\n", "a JSON object a line"),
+    "void.jsonl": (b"\n", "expected rows, found none"),
+    "table.csv": (b"a,b\n1,2\n", "expected .parquet files or .jsonl files"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("name", BROKEN_FILES, ids=str)
+def test_files_that_cannot_be_read(h1r, tmp_path, command, name):
+    content, words = BROKEN_FILES[name]
+    overrides = files(tmp_path)
+    whole = (tmp_path / "rl.parquet").read_bytes()
+    (tmp_path / name).write_bytes(whole[:-9] if content is None else content)
+    code, error, _ = h1r(command, *overrides, f"data.rl=[{tmp_path / name}]")
+    assert code == 2 and words in error and name in error, error
+    assert error.count("\n") == 1 and error.startswith("error: data.rl: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lines_that_leave_out_what_is_null(h1r, tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "ground_truth"} for row in ROWS[1:2]]
+    rows += ROWS[4::3]
+    (tmp_path / "rl.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    code, error, out = h1r("check", *files(tmp_path), f"data.rl=[{tmp_path / 'rl.jsonl'}]")
+    assert code == 0, error
+    assert "data.rl: 12 problems, 1 left out: empty_ground_truth" in out
 
 
 def test_a_row_without_a_usable_ground_truth_is_left_out_and_counted(h1r, tmp_path):
@@ -137,6 +199,41 @@ def test_a_tokenizer_without_a_chat_template(h1r, tmp_path, tiny_model_folder):
         assert not (tmp_path / "runs").exists()
 
 
+def put(name: str, content: str):
+    return lambda folder: (folder / name).write_text(content)
+
+
+BROKEN_MODELS = {
+    "settings that are no JSON": (put("config.json", "{"), "expected JSON"),
+    "settings that are a list": (put("config.json", "[]"), "expected a JSON object"),
+    "another family": (put("config.json", '{"model_type": "llama"}'), "found 'llama'"),
+    "weights that are torn": (put("model.safetensors", "x"), "expected whole safetensors"),
+    "weights that are not there": (
+        lambda folder: (folder / "model.safetensors").unlink(), "expected *.safetensors"
+    ),
+    "shards that are not there": (
+        put("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}'), "gone"
+    ),
+    "a tokenizer that is torn": (put("tokenizer.json", "{}"), "expected a tokenizer"),
+    "a template that is torn": (put("chat_template.jinja", "{{ messages["), "TemplateSyntaxError"),
+    "a template for nobody": (put("chat_template.jinja", "hello"), "writes the user's text"),
+    "generation settings torn": (put("generation_config.json", "{"), "generation_config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("mistake", BROKEN_MODELS, ids=str)
+def test_model_folders(h1r, tmp_path, tiny_model_folder, command, mistake):
+    spoil, words = BROKEN_MODELS[mistake]
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    spoil(folder)
+    code, error, _ = h1r(command, "model.tiny=null", f"model.path={folder}")
+    assert code == 2 and words in error and str(folder) in error, error
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_context_smaller_than_what_is_asked(h1r, tiny_model_folder):
     code, error, _ = h1r(
         "check", "model.tiny=null", f"model.path={tiny_model_folder}", "rollout.max_model_len=4096"
@@ -156,14 +253,51 @@ def test_a_port_in_use(h1r, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, error, _ = h1r("run", *files(tmp_path), f"cluster.dashboard_port={port}")
-    assert code == 2 and f"{port} is in use" in error
-    assert not list((tmp_path / "runs").glob("*"))
+        for command in ("check", "run"):
+            code, error, _ = h1r(command, *files(tmp_path), f"cluster.dashboard_port={port}")
+            assert code == 2 and f"{port} is in use" in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
 
 
 def test_an_output_that_cannot_be_made(h1r):
     code, error, _ = h1r("run", "output=/proc/nowhere")
     assert code == 2 and "cannot be made" in error
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo"])
+def test_a_stage_alone_without_its_section(h1r, tmp_path, command):
+    code, error, _ = h1r(command, f"{command}=null")
+    assert code == 2 and f"a section '{command}'" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_grpo_alone_before_sft(h1r, tmp_path):
+    code, error, _ = h1r("grpo")
+    assert code == 2 and "run `h1r sft` first" in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["resolved.yaml", "state.json"])
+def test_a_run_whose_own_files_are_torn(h1r, tmp_path, name):
+    from cluster.pipeline import with_absolute_paths
+    from cluster.run_folder import RunFolder
+    from h1r_rl.config.load import load_run
+
+    where = (f"output={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    folder = RunFolder.claim(with_absolute_paths(load_run(RUN, where)), resume=False)
+    folder.release()
+    (folder.path / name).write_text("{")
+    code, error, _ = h1r("run", "--resume")
+    assert code == 2 and str(folder.path / name) in error and "choose another name=" in error
+    assert error.count("\n") == 1 and (folder.path / name).read_text() == "{"
+
+
+def test_a_tracking_store_that_is_none(h1r, tmp_path):
+    for uri in ("foo://x", f"sqlite:///{RUN}"):
+        code, error, _ = h1r("run", *files(tmp_path), f"tracking.uri={uri}")
+        assert code == 2 and error.splitlines()[-1].startswith("error: tracking.uri: expected")
+        assert len(error.splitlines()[-1]) < 600
+        assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_a_folder_with_something_else_in_it(h1r, tmp_path):

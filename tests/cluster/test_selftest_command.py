@@ -50,7 +50,8 @@ def test_the_last_line_counts_failures_and_seconds(tmp_path, monkeypatch, failin
             yield lines.Line(name, passed, "figures")
 
     monkeypatch.setattr(selftest, "_lines", made)
-    monkeypatch.setattr("h1r_rl.hybrid.load.refuse_no_model", lambda folder: None)
+    for check in ("refuse_no_model", "refuse_other_families"):
+        monkeypatch.setattr(f"h1r_rl.hybrid.model_folder.{check}", lambda folder: None)
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     said: list[str] = []
