@@ -6,6 +6,7 @@ live in `checks.py`; reading files and overrides in `load.py`.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from string import Formatter
@@ -31,6 +32,17 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _usable_path(value: Path) -> Path:
+    """`~` made out; text that no file system takes is refused before it is asked."""
+    try:
+        path = value.expanduser()
+    except RuntimeError:
+        raise ValueError("a path below a home folder that exists") from None
+    if "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ValueError("a path of at most 255 bytes a name")
+    return path
+
+
 def _text(pattern: str, expected: str) -> AfterValidator:
     """Text that matches the whole `pattern`; `expected` says so in words."""
 
@@ -51,7 +63,7 @@ NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Fraction = Annotated[NonNegativeFloat, Field(le=1)]
 Beta = Annotated[NonNegativeFloat, Field(lt=1)]
 Flag = Annotated[bool, Strict()]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+UserPath = Annotated[Path, AfterValidator(_usable_path)]
 FolderName = Annotated[
     str, _text(r"(?!\.\.?$)[^/]{1,60}", "a plain folder name of at most 60 characters")
 ]
