@@ -34,9 +34,9 @@ def load_policy(
 
     folder = Path(folder)
     refuse_experts(folder)
-    refuse_no_model(folder)
     if device.startswith("cuda"):
         _refuse_on_cuda(read_config(folder))
+    refuse_no_model(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
