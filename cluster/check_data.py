@@ -59,6 +59,7 @@ def check_rows(config: RunConfig) -> list[str]:
         return [
             f"data.{split}: {len(problems.rows)} problems"
             + "".join(f", {n} left out: {why}" for why, n in problems.quarantined.items())
+            + (f" ({problems.first_bad})" if problems.first_bad else "")
             for split, problems in loaded.items()
         ]
 

@@ -230,9 +230,10 @@ def main() -> None:
     except RunFailed as error:
         print(f"run failed: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:  # typer's own way out of Ctrl-C, which says nothing
+        if end.code == 130:
+            print("stopped", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cluster.code_share import notes_of, without_refused_code
 from cluster.launch import ray_cluster, resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
-from cluster.splits import SPLITS
+from cluster.splits import SPLITS, warn_of_left_out
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError, UserError
 from h1r_rl.evaluation.report import (
@@ -139,7 +139,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
         )
         folder.write_stage_config(config)
         if "checked" not in folder.state():
-            check_problems(config, folder.data)
+            warn_of_left_out(check_problems(config, folder.data), folder.data)
             folder.update_state(checked=True)
         if config.model.tiny is not None and not folder.base_model.exists():
             build_tiny_model(config.model.tiny, folder.base_model, seed=config.seed)

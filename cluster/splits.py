@@ -34,24 +34,32 @@ def load_split(config: RunConfig, folder: Path, split: str) -> Problems:
 
 
 def check_splits(config: RunConfig, folder: Path) -> dict[str, Problems]:
-    """All splits that the run has, usable and disjoint; rows left out are said."""
+    """All splits that the run has, usable and disjoint."""
     loaded = {
         split: load_split(config, folder, split) for split in SPLITS if getattr(config.data, split)
     }
     for problems in loaded.values():
         _refuse_bad(problems, config.data.max_left_out)
     check_disjoint(list(loaded.values()))
+    return loaded
+
+
+def warn_of_left_out(loaded: dict[str, Problems], folder: Path) -> None:
+    """Rows that are left out of a run that goes on."""
     for split, problems in loaded.items():
         if problems.quarantined:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in problems.quarantined.items())
             logger.warning(
                 "data.%s: %d rows used, left out: %s (see %s)",
                 split,
                 len(problems.rows),
-                reasons,
+                _reasons(problems),
                 folder / "cache" / f"{split}-quarantine.jsonl",
             )
-    return loaded
+
+
+def _reasons(problems: Problems) -> str:
+    counts = ", ".join(f"{n} {reason}" for reason, n in problems.quarantined.items())
+    return f"{counts}; {problems.first_bad}"
 
 
 def _refuse_bad(problems: Problems, share: float) -> None:
@@ -59,9 +67,8 @@ def _refuse_bad(problems: Problems, share: float) -> None:
     bad = problems.quarantined.total()
     total = bad + len(problems.rows)
     if bad > share * total:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in problems.quarantined.items())
         raise DataError(
             f"data.{problems.split}: expected at most {share:.0%} of the rows to be unusable, "
-            f"found {bad} of {total} ({reasons}; {problems.first_bad}); mend them, or raise "
+            f"found {bad} of {total} ({_reasons(problems)}); mend them, or raise "
             "data.max_left_out to do without them"
         )

@@ -10,6 +10,7 @@ from h1r_rl.config.lora_targets import model_type_of, target_modules
 from h1r_rl.config.parallel_sizes import heads_of_folder, heads_of_tiny
 from h1r_rl.config.schema import ClusterConfig, RunConfig, TinyModelConfig
 from h1r_rl.errors import ConfigError
+from h1r_rl.grpo.tripwires import gap_bounds
 
 
 def check_run(config: RunConfig) -> None:
@@ -110,16 +111,16 @@ def _check_sampling(config: RunConfig) -> None:
     if config.rollout.top_p < 1:
         raise ConfigError(
             f"rollout.top_p: expected 1.0, found {config.rollout.top_p}; truncated sampling makes "
-            "the importance ratio undefined (evaluation settings may use it)"
+            "the importance ratio undefined; set it to 1 (evaluation settings may use less)"
         )
     names = [setting.name for setting in config.evaluation.settings]
     if len(set(names)) != len(names):
-        raise ConfigError(f"evaluation.settings: names must differ, found {names}")
+        raise ConfigError(f"evaluation.settings: names must differ, found {names}; rename one")
     for setting in config.evaluation.settings:
         if setting.pass_at and setting.pass_at > setting.samples:
             raise ConfigError(
                 f"evaluation setting '{setting.name}': pass_at ({setting.pass_at}) needs at least "
-                f"as many samples, found {setting.samples}"
+                f"as many samples, found {setting.samples}; raise samples"
             )
 
 
@@ -138,7 +139,10 @@ def _check_parallelism(config: RunConfig) -> None:
                 f"set learner.ranks to at most {batch}"
             )
     if learner.offload_optimizer and learner.zero_stage == 0:
-        raise ConfigError("learner.offload_optimizer needs zero_stage 1, 2 or 3, found 0")
+        raise ConfigError(
+            "learner.offload_optimizer needs zero_stage 1, 2 or 3, found 0; set it, "
+            "or leave the optimizer where it is"
+        )
     if config.weights.backend == "nccl" and not (rollout.num_gpus and learner.num_gpus):
         raise ConfigError(
             "weights.backend: nccl needs GPUs on both sides; set rollout.num_gpus and "
@@ -196,10 +200,10 @@ def _check_algorithm(config: RunConfig) -> None:
     if algorithm.policy_loss != "cispo" and algorithm.clip_low > 1:
         raise ConfigError(
             f"grpo.algorithm.clip_low: expected at most 1 (a ratio is positive), found "
-            f"{algorithm.clip_low:g}"
+            f"{algorithm.clip_low:g}; lower it"
         )
-    warn, stop = config.grpo.logprob_gap_warn, config.grpo.logprob_gap_stop
-    if warn and stop and warn > stop:
+    warn, stop = gap_bounds(config.grpo, config.rollout, config.learner)
+    if warn > stop:
         raise ConfigError(
             f"grpo.logprob_gap_warn ({warn:g}) lies above logprob_gap_stop ({stop:g}): the run "
             "would stop unwarned; lower it"
@@ -222,7 +226,10 @@ def _check_algorithm(config: RunConfig) -> None:
             "reward.judge.model"
         )
     if not 0 < algorithm.correction.low <= algorithm.correction.high:
-        raise ConfigError("grpo.algorithm.correction: expected 0 < low <= high")
+        raise ConfigError(
+            "grpo.algorithm.correction: expected 0 < low <= high, found low "
+            f"{algorithm.correction.low:g} and high {algorithm.correction.high:g}; correct them"
+        )
     if config.reward.control == "none" and importlib.util.find_spec("math_verify") is None:
         raise ConfigError("rewards need the package math-verify; run `make setup`")
 

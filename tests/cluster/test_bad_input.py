@@ -183,7 +183,7 @@ def test_a_row_without_a_usable_ground_truth_is_left_out_and_counted(h1r, tmp_pa
     rl[-1] = rl[-1] | {"messages": [{"role": "user", "content": "bad"}]}
     code, error, out = h1r("check", *files(tmp_path, rl=rl))
     assert code == 0, error
-    assert "data.rl: 13 problems, 1 left out" in out
+    assert "data.rl: 13 problems, 1 left out: unparsable (the first: row 13 (bad): unpars" in out
 
 
 def test_a_tokenizer_without_a_chat_template(h1r, tmp_path, tiny_model_folder):
@@ -318,3 +318,12 @@ def test_a_second_run_in_one_folder(h1r, tmp_path):
         assert code == 2 and "choose another name=" in error
     assert (folder / "resolved.yaml").read_text() == "name: other\n"
     assert [f.name for f in folder.iterdir()] == ["resolved.yaml"]
+
+
+def test_ctrl_c_is_told(h1r, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.check_data.check_files", interrupted)
+    code, error, _ = h1r("check")
+    assert (code, error) == (130, "stopped\n")

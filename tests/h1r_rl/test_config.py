@@ -159,6 +159,8 @@ def test_settings_that_contradict_each_other(tmp_path, overrides, words):
 def test_a_guard_that_stops_unwarned_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="unwarned"):
         load(tmp_path, "grpo.logprob_gap_warn=1.0", "grpo.logprob_gap_stop=0.1")
+    with pytest.raises(ConfigError, match="unwarned"):  # above the dtypes' own bound
+        load(tmp_path, "grpo.logprob_gap_warn=1.0")
 
 
 @pytest.mark.parametrize("preset", [None, "grpo"])
