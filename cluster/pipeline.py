@@ -163,11 +163,12 @@ def _close(config: RunConfig, folder: RunFolder, tracker: Any, started: float) -
     minutes = dict(folder.state().get("minutes", {}))
     other = (time.monotonic() - started) / 60 - sum(minutes.values())
     minutes["other"] = max(other, 0.0)
+    model = folder.last_model or config.model.path or folder.base_model
     result = write_result(
         folder.path,
         evaluation,
         minutes,
-        folder.model,
+        model,
         evaluation_code=evaluation_code,
         notes=notes_of(folder),
     )
@@ -181,11 +182,13 @@ def _close(config: RunConfig, folder: RunFolder, tracker: Any, started: float) -
     if curve:
         steps, rewards = zip(*curve, strict=True)
         console.print(terminal_plot(list(steps), list(rewards), "GRPO: mean reward"))
-    console.print(closing_table(result))
+    if evaluation:
+        console.print(closing_table(result))
     (folder.path / "report.md").write_text(markdown_table(result) + "\n")
     console.print("minutes: " + ", ".join(f"{k} {v:.1f}" for k, v in minutes.items()))
-    console.print(f"model    {_relative(folder.model)}")
-    console.print(f"report   {_relative(folder.path / 'report.md')}, result.json, grpo.png")
+    console.print(f"model    {_relative(model)}")
+    beside = [name for name in ("result.json", "grpo.png") if (folder.path / name).exists()]
+    console.print(f"report   {', '.join([str(_relative(folder.path / 'report.md')), *beside])}")
     console.print(f"MLflow   make ui   (tracking store {config.tracking.uri})")
 
 

@@ -84,6 +84,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def last_model(self) -> Path | None:
+        """What the stages so far have made of the base."""
+        return next((m for m in (self.model, self.sft_model) if m.exists()), None)
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 
