@@ -148,9 +148,11 @@ def _explain(error: Any) -> str:
     where, hint = f"'{'.'.join(place)}'", f" ({about})" if about else ""
     if error["type"] == "missing":
         return f"{where} is missing; set it{hint}"
-    expected = PLAINLY.get(error["type"]) or str(error["msg"])
-    expected = expected.removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{where}: expected {expected}, found {_short(repr(error['input']))}; correct it{hint}"
+    said = (PLAINLY.get(error["type"]) or str(error["msg"])).removeprefix("Value error, ")
+    if "found" not in said:  # a field's own check may have said it all
+        said = f"expected {said.removeprefix('Input should be ')}"
+        said += f", found {_short(repr(error['input']))}"
+    return f"{where}: {said}; correct it{hint}"
 
 
 def _whereabouts(location: Sequence[Any]) -> tuple[list[str], type[BaseModel], str]:

@@ -7,11 +7,11 @@ the output head: an adapter on these would never be computed with.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from h1r_rl.config.schema import LoraConfig
 from h1r_rl.errors import ConfigError
+from h1r_rl.hybrid.model_folder import read_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = {
@@ -51,4 +51,4 @@ def target_modules(lora: LoraConfig, model_type: str) -> tuple[str, ...]:
 
 
 def model_type_of(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text()).get("model_type"))
+    return str(read_config(folder).get("model_type"))

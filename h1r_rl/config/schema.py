@@ -61,7 +61,7 @@ NonNegativeInt = Annotated[Int, Field(ge=0)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Fraction = Annotated[NonNegativeFloat, Field(le=1)]
-Beta = Annotated[NonNegativeFloat, Field(lt=1)]
+BelowOne = Annotated[NonNegativeFloat, Field(lt=1)]
 Flag = Annotated[bool, Strict()]
 UserPath = Annotated[Path, AfterValidator(_usable_path)]
 FolderName = Annotated[
@@ -256,7 +256,7 @@ class OptimizerConfig(Section):
         default=10, description="Linear warm-up, in optimizer steps."
     )
     final_lr_ratio: Fraction = Field(default=0.0, description="Last learning rate over the peak.")
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="AdamW betas.")
+    betas: tuple[BelowOne, BelowOne] = Field(default=(0.9, 0.95), description="AdamW betas.")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="AdamW weight decay.")
     gradient_clip: PositiveFloat = Field(default=1.0, description="Global gradient norm clip.")
 
@@ -633,7 +633,7 @@ class RewardConfig(Section):
         description="Scripts that an answer's prose is expected in, such as [LATIN]; mathematics "
         "and code are left out. Empty: languages may mix.",
     )
-    language_tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+    language_tolerance: BelowOne = Field(
         default=0.02, description="Share of letters in other scripts that costs nothing."
     )
     language_weight: NonNegativeFloat = Field(

@@ -81,7 +81,7 @@ MISTAKES = {
     "override without a value": (["grpo.steps"], "key=value"),
     "held-out prompts too long": (
         [*FEW, "rollout.max_model_len=65"],
-        "prompts of at most 1 tokens",
+        "data.evaluation: expected prompts of at most 1 tokens",
     ),
     "traces too long": (
         [*FEW, "sft.max_length=4"],
