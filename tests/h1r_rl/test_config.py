@@ -61,6 +61,12 @@ def test_adapters_want_whole_weights(tmp_path):
         ("reward.overlong_cache_tokens=64", ["64", "max_response_tokens (32)"]),
         ("data.default_verifier=judge", ["reward.judge.url", "reward.judge.model"]),
         ("reward.judge={url: nowhere, model: m}", ["reward.judge.url", "http://host:8000/v1"]),
+        ("rollout.autoscale={min: 3, max: 2}", ["min <= max", "3 and 2"]),
+        ("rollout.autoscale={min: 0, max: 2}", ["rollout.autoscale.min", "found 0"]),
+        ("rollout.autoscale={min: 1}", ["'rollout.autoscale.max' is missing"]),
+        ("rollout.autoscale={max: 2, maximum: 3}", ["did you mean 'max'"]),
+        ("rollout.autoscale={min: 2, max: 3}", ["rollout.actors (1)", "(2 to 3)"]),
+        ("rollout.autoscale={max: 99999}", ["cluster.num_cpus", "rollout.autoscale.max 99999"]),
     ],
 )
 def test_mistakes(tmp_path, override, words):
@@ -88,6 +94,20 @@ def test_settings_that_contradict_each_other(tmp_path, overrides, words):
 def test_a_guard_that_stops_unwarned_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="unwarned"):
         load(tmp_path, "grpo.logprob_gap_warn=1.0", "grpo.logprob_gap_stop=0.1")
+
+
+@pytest.mark.parametrize("gpus, refused", [(4, True), (5, False), (None, False)])
+def test_engines_that_this_machines_gpus_cannot_place_are_refused(
+    tmp_path, monkeypatch, gpus, refused
+):
+    monkeypatch.setattr("h1r_rl.config.checks.embedded_gpus", lambda: gpus)
+    settings = ("rollout.autoscale={max: 2}", "rollout.num_gpus=2", "learner.num_gpus=1")
+    if not refused:
+        load(tmp_path, *settings)
+        load(tmp_path, *settings, "cluster.address=http://head:8265", "rollout.autoscale.max=99")
+        return
+    with pytest.raises(ConfigError, match="has 4 GPUs.*autoscale.max 4 .* learner.ranks 1 = 5"):
+        load(tmp_path, *settings)
 
 
 @pytest.mark.parametrize("preset", [None, "grpo"])
