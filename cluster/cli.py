@@ -208,7 +208,7 @@ def _ask(run_path: Path, request: Any, wait: float) -> None:
     if outcome == "failed":
         raise RunFailed(text)
     if outcome == "waiting":
-        text = f"left for the run: it takes {request} up after its present step (GRPO only)"
+        text = f"left for the run: it takes {request} up after its present step or stage"
     typer.echo(f"{outcome}: {text}")
 
 

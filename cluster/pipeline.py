@@ -16,6 +16,7 @@ from cluster.code_share import notes_of, without_refused_code
 from cluster.launch import ray_cluster, resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
+from cluster.scale import ControlFolder
 from cluster.splits import SPLITS, check_splits
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import UserError
@@ -37,6 +38,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     config = _with_absolute_paths(config)
     check_files(config)
     folder = RunFolder.claim(config, resume=resume)
+    ControlFolder(folder.path).clear()
     tracker, mistaken = None, False
     status: Any = "FAILED"
     progress = Progress(config, folder)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.autoscale import Autoscaler
-from cluster.run_folder import write_json
+from cluster.run_folder import RunFolder, write_json
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError
 
@@ -82,7 +82,8 @@ class ControlFolder:
         return names, request
 
     def clear(self) -> None:
-        """Drop what an earlier process of this run was asked and did not take up."""
+        """Drop what an earlier process of this run was asked and did not take up. Before the run's
+        first stage: what this one is asked before its GRPO stage waits for it."""
         for file in self._path.glob("request-*.json"):
             file.unlink(missing_ok=True)
 
@@ -218,15 +219,21 @@ class Scaling:
 
 def request_of(run_folder: Path, request: Request, wait_s: float) -> tuple[str, str]:
     """Ask a live run and wait up to `wait_s` for the outcome: (outcome, text)."""
-    from cluster.run_folder import RunFolder
-
     if not (run_folder / "resolved.yaml").is_file():
         raise ConfigError(f"expected a run's folder, found none in {run_folder}; name it by path")
-    if not RunFolder(run_folder).is_live():
+    folder = RunFolder(run_folder)
+    if not folder.is_live():
         raise ConfigError(f"expected a live run in {run_folder}, found none; start it first")
+    if "grpo" in folder.state().get("done", []):
+        raise ConfigError(
+            f"expected a run in {run_folder} whose GRPO stage is going on or still to come, found "
+            "it done; the other stages keep their services"
+        )
     control = ControlFolder(run_folder)
     name = control.ask(request)
     end = time.monotonic() + wait_s
     while (told := control.outcome(name))[0] in ("waiting", "begun") and time.monotonic() < end:
         time.sleep(0.2)
+        if not folder.is_live() and control.outcome(name)[0] in ("waiting", "begun"):
+            return "failed", f"{request}: {ENDED}"
     return told

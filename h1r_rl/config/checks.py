@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def _check_model(config: RunConfig) -> None:
             f"model.path: expected a Hugging Face folder with config.json, found none in "
             f"{model.path}"
         )
+    if model.path is not None:
+        _check_model_settings(model.path / "config.json")
     if model.tiny and model.tiny.num_heads % model.tiny.num_kv_heads:
         raise ConfigError(
             f"model.tiny.num_heads ({model.tiny.num_heads}) does not divide over num_kv_heads "
@@ -51,6 +54,15 @@ def _check_model(config: RunConfig) -> None:
                 "shards, and an adapter merges with a whole weight. Frozen weights have neither "
                 "gradients nor optimizer state to shard; set zero_stage to 2"
             )
+
+
+def _check_model_settings(file: Path) -> None:
+    try:
+        readable = isinstance(json.loads(file.read_text()), dict)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: {file} is not readable as JSON: {error}") from None
+    if not readable:
+        raise ConfigError(f"model.path: expected a mapping in {file}, found something else")
 
 
 def _check_data(config: RunConfig) -> None:
