@@ -23,7 +23,7 @@ from cluster.learner_service import LearnerService
 from cluster.scale import ControlFolder, Scaling
 from cluster.weight_sync import WeightSync
 from h1r_rl.config.load import load_run
-from h1r_rl.errors import DataError
+from h1r_rl.errors import DataError, WeightTransferError
 from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.records import GroupPart, Prompt, StepResult, Verdict, VersionSpan
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
@@ -129,6 +129,9 @@ class StubEngine:
 
     async def _staged(self) -> None:
         await self._alive(seconds=0.001)
+        if self.world.damage.get(self.name, 0):
+            self.world.damage[self.name] -= 1
+            raise WeightTransferError(f"{self.name}: checksum of w", (self.name,))
 
     async def _commit(self, version: str) -> float:
         assert self.received, "a commit without a transfer"
@@ -268,7 +271,7 @@ def stub_world(
         engines=engines, learners=[], plans=[], start_s=0.01, learn_s=0.005, send_s=0.002,
         sample_s=lambda prompt, index: 0.002, at_once=1000, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
-        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={},
+        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={}, damage={},
         free={"CPU": 99.0}, control=ControlFolder(folder), account=account,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.grpo_loop import MAX_QUARANTINED, train_grpo
 from cluster.scale import Request
+from cluster.weight_sync import ATTEMPTS, MAX_LATE
 from h1r_rl.errors import RolloutLost, RunFailed, WeightTransferError
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
 
@@ -142,6 +143,35 @@ async def test_a_transfer_that_fails_is_made_again(loop_world):
     assert loop_world.num_sends == 6 + 2
     assert [e.holds for e in loop_world.engines.values()] == ["6"]
     assert loop_world.learners[0].epochs == 3
+
+
+@pytest.mark.parametrize("times", [1, MAX_LATE, 99])
+async def test_an_engine_that_weights_reach_damaged_gets_them_again_or_is_replaced(
+    loop_world, times
+):
+    """While its peer holds the new version: it serves nothing until it has a whole one too."""
+    loop_world.damage = {"rollout-0": times}
+    run = await loop_world.build("rollout.actors=2", "grpo.steps=8")
+    await run_to_end(run)
+    kept = times < MAX_LATE
+    assert ("rollout-0" in run.rollouts.members()) == kept
+    assert ("checksum of w" in run.rollouts.lost().get("rollout-0", "")) != kept
+    alive = [loop_world.engines[name] for name in run.rollouts.members()]
+    assert len(alive) == 2 and {engine.holds for engine in alive} == {"8"}
+    assert loop_world.num_sends >= 8 + min(times, MAX_LATE)
+    loop_world.account(run, loop_world)
+
+
+async def test_weights_that_reach_nobody_whole_end_the_run(loop_world):
+    loop_world.damage = {"rollout-0": 99, "rollout-1": 99}
+    error = await failure(await loop_world.build("rollout.actors=2"))
+    assert isinstance(error, WeightTransferError)
+    assert f"version 1 did not reach the engines in {ATTEMPTS} attempts" in str(error)
+    assert all(
+        part in str(error) for part in ("learner (rank 0), w to w", "rollout-0: checksum of w",
+                                        "rollout-1: checksum of w")
+    )  # fmt: skip
+    assert {engine.holds for engine in loop_world.engines.values()} == {"0"}
 
 
 async def test_completions_that_are_gone_are_generated_again(loop_world):
