@@ -122,6 +122,8 @@ class StubEngine:
 
     async def _join_epoch(self, epoch: TransferEpoch) -> None:
         await self._alive()
+        if self.world.missed and self.name in self.world.missed[0]:
+            raise WeightTransferError(f"{self.name}: no meeting", (self.name,))
 
     async def _begin_receive(self, manifest: Any) -> None:
         await self._alive()
@@ -174,7 +176,10 @@ class StubLearner:
         self.epochs += 1
         return TransferEpoch(self.epochs, "gloo", "", 0, world_size, offsets, 5.0)
 
-    async def join_epoch(self, epoch: TransferEpoch) -> None: ...
+    async def join_epoch(self, epoch: TransferEpoch) -> None:
+        await asyncio.sleep(0.001)
+        if self.world.missed and "learner" in self.world.missed.pop(0):
+            raise WeightTransferError("learner rank 0 failed in join_epoch: no meeting")
 
     async def weight_manifest(self) -> WeightManifest:
         return MANIFEST
@@ -272,6 +277,7 @@ def stub_world(
         sample_s=lambda prompt, index: 0.002, at_once=1000, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
         reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={}, damage={},
+        missed=[],  # per meeting, who does not come
         free={"CPU": 99.0}, control=ControlFolder(folder), account=account,
     )  # fmt: skip
 

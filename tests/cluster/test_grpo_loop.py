@@ -162,6 +162,21 @@ async def test_an_engine_that_weights_reach_damaged_gets_them_again_or_is_replac
     loop_world.account(run, loop_world)
 
 
+async def test_a_meeting_that_fails_names_both_sides_and_is_held_again(loop_world, caplog):
+    loop_world.missed = [{"rollout-1"}, {"learner"}, {"rollout-0", "learner"}]
+    run = await loop_world.build("rollout.actors=2")
+    with caplog.at_level(logging.WARNING):
+        await run_to_end(run)
+    told = [message for message in caplog.messages if message.startswith("version 1, attempt ")]
+    assert len(told) == 3
+    for message in told:
+        assert "the learner (rank 0) and rollout-0, rollout-1 did not meet: " in message
+    assert "rollout-1: no meeting" in told[0] and "learner rank 0 failed" in told[1]
+    assert "rollout-0: no meeting" in told[2] and "learner rank 0 failed" in told[2]
+    assert {engine.holds for engine in loop_world.engines.values()} == {"6"}
+    loop_world.account(run, loop_world)
+
+
 async def test_weights_that_reach_nobody_whole_end_the_run(loop_world):
     loop_world.damage = {"rollout-0": 99, "rollout-1": 99}
     error = await failure(await loop_world.build("rollout.actors=2"))
