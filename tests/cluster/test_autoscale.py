@@ -121,6 +121,13 @@ class Pool:
 SHORT = {"time/wait_s": 0.9, "time/step_s": 1.0, "engine/bubble": 0.0}
 
 
+def test_waits_for_transfers_ask_for_no_engine():
+    autoscaler = Autoscaler(BOUNDS.model_copy(update={"cool_down": 0}), Pool("rollout-0"))
+    for _ in range(20):
+        autoscaler.after_step(SHORT | {"time/wait_s": 0.0, "learner/bubble": 0.9})
+        assert autoscaler.take() is None
+
+
 @pytest.mark.parametrize("fault", ["replaced within a step", "being replaced", "asked for"])
 def test_steps_in_which_engines_came_or_went_do_not_count(fault):
     pool = Pool("rollout-0", "rollout-1")

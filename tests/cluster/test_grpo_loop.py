@@ -52,6 +52,16 @@ async def test_steps_end_with_the_engines_at_the_last_version(loop_world, stalen
     loop_world.account(run, loop_world)
 
 
+async def test_the_learners_bubble_is_its_wait_for_groups_and_for_transfers(loop_world):
+    loop_world.send_s, loop_world.learn_s = 0.08, 0.005
+    run = await loop_world.build("grpo.max_staleness=3", "grpo.steps=8")
+    steps = await run_to_end(run)
+    for step in steps:
+        waited_s = step["time/wait_s"] + step["time/transfer_wait_s"]
+        assert step["learner/bubble"] == pytest.approx(waited_s / step["time/step_s"])
+    assert max(step["time/transfer_wait_s"] for step in steps) > 0.05
+
+
 async def test_skipped_steps_at_staleness_zero_do_not_stall(loop_world):
     loop_world.skip = {1, 2, 4}
     run = await loop_world.build("grpo.max_staleness=0")
