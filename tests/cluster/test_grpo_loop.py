@@ -298,7 +298,11 @@ async def test_a_leaver_hands_back_what_it_cannot_finish(loop_world):
     training = asyncio.create_task(run_to_end(run))
     await steps_done(run, 1)
     asked = loop_world.control.ask(Request(rollout_actors=1))
+    await until(lambda: loop_world.control.outcome(asked)[0] == "begun")
+    await asyncio.sleep(0.005)
+    taken = list(loop_world.engines["rollout-1"].asked)
     await training
+    assert loop_world.engines["rollout-1"].asked == taken  # it takes nothing more
     assert loop_world.control.outcome(asked)[0] == "done"
     assert run.counts["engines_left"] > 0 and run.counts["quarantined"] == 0
     assert not run.rollouts.lost()
@@ -326,6 +330,7 @@ async def test_engines_that_do_not_start_are_told_and_the_run_goes_on(loop_world
     outcome, text = loop_world.control.outcome(asked)
     assert outcome == "failed" and "2 of 2 engines did not start" in text
     assert list(run.rollouts.members()) == ["rollout-0"]
+    assert run.rollouts.settled()  # nobody is missed: one is what there are to be
     loop_world.account(run, loop_world)
 
 
@@ -356,7 +361,7 @@ async def test_the_learner_restarts_while_engines_generate_up_to_the_bound(loop_
     assert ready == run.buffer.num_slots  # all that may be, and no more
     await training
     assert loop_world.learners[0].version == loop_world.saved
-    assert loop_world.learners[1].version == 12
+    assert loop_world.learners[1].version == 12 and loop_world.learners[1].epochs == 1
     assert [e.holds for e in loop_world.engines.values()] == ["12"]
     loop_world.account(run, loop_world)
 
@@ -372,7 +377,24 @@ async def test_all_engines_restart_on_request(loop_world):
     assert run.rollouts.counts()["engines"] == 2  # done means that they are back
     await training
     assert set(run.rollouts.members()) == {"rollout-2", "rollout-3"}
-    assert run.counts["quarantined"] == 0
+    assert run.counts["quarantined"] == 0 == run.counts["engines_lost"]  # no prompt is suspected
+    loop_world.account(run, loop_world)
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+async def test_everything_restarts_to_another_size_in_one_change(loop_world, engines):
+    """At staleness 0 nothing is published before the joiners have rolled groups out."""
+    run = await loop_world.build("grpo.steps=30", "rollout.actors=2", "grpo.max_staleness=0")
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 3)
+    loop_world.start_s = 0.1
+    asked = loop_world.control.ask(
+        Request(engines, reward_workers=3, restart_rollouts=True, restart_learner=True)
+    )
+    await training
+    assert loop_world.control.outcome(asked)[0] == "done" and run.rewards.workers == 3
+    assert len(run.rollouts.members()) == engines == run.rollouts.num_engines()
+    assert len(loop_world.engines) == 2 + max(engines, 2) and len(loop_world.learners) == 2
     loop_world.account(run, loop_world)
 
 
