@@ -52,6 +52,13 @@ class Engines:
         """Ready engines without the newest weights."""
         return [name for name in self.ready() if self.members[name].version != self.version]
 
+    def settled(self) -> bool:
+        """See `RolloutPool.settled`."""
+        members = self.members.values()
+        return len(self.members) == self._target and all(
+            m.ready and not m.leaving and m.version == self.version for m in members
+        )
+
     async def serving(self) -> tuple[str, Member]:
         """The least loaded engine that serves; waits while one may yet come."""
         while True:

@@ -69,6 +69,10 @@ class RolloutPool:
         """Engines that stay, those included that are still starting."""
         return sum(not member.leaving for member in self._engines.members.values())
 
+    def settled(self) -> bool:
+        """As many engines serve as are wanted: none is starting, leaving, behind or missing."""
+        return self._engines.settled()
+
     def behind(self) -> list[str]:
         """Live engines without the newest weights: they serve nothing until a transfer to them."""
         return self._engines.behind()

@@ -133,9 +133,10 @@ class StagedTransfer:
         wrong = np.flatnonzero(sent != received)
         if len(wrong):
             at = int(wrong[0])
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise WeightTransferError(
-                f"checksum of {manifest.parameters[at].name}: learner sent {sent[at]:016x}, "
-                f"rank {self._rank} received {received[at]:016x}"
+                f"checksum of {manifest.parameters[at].name}{more}: the learner (rank 0) sent "
+                f"{sent[at]:016x}, rank {self._rank} received {received[at]:016x}"
             )
 
 

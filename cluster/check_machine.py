@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 
+from h1r_rl.config.checks import most_engines
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError
 
@@ -34,8 +35,9 @@ def check_port(port: int) -> None:
 
 def _check_gpus(config: RunConfig) -> None:
     """A service that no GPU is left for would wait for its start until the deadline."""
+    engines, most = most_engines(config)
     asked = {
-        "rollout.actors": config.rollout.actors * config.rollout.num_gpus,
+        engines: most * config.rollout.num_gpus,
         "learner.ranks": config.learner.ranks * config.learner.num_gpus,
     }
     if not any(asked.values()):

@@ -173,7 +173,11 @@ def scale(
     reward_workers: Annotated[int | None, typer.Option(min=1, help="Workers to have.")] = None,
     wait: Wait = 60.0,
 ) -> None:
-    """More or fewer rollout actors and reward workers in a run that is going on."""
+    """More or fewer rollout actors and reward workers in a run that is going on.
+
+    In a run with rollout.autoscale: within its bounds; the number stands for its cool_down, then
+    the measurements have the word again.
+    """
     from cluster.scale import Request
 
     _ask(run_path, Request(rollout_actors, reward_workers), wait)
@@ -206,7 +210,7 @@ def _ask(run_path: Path, request: Any, wait: float) -> None:
     if outcome == "failed":
         raise RunFailed(text)
     if outcome == "waiting":
-        text = f"left for the run: it takes {request} up after its present step (GRPO only)"
+        text = f"left for the run: it takes {request} up after its present step or stage"
     typer.echo(f"{outcome}: {text}")
 
 

@@ -28,8 +28,6 @@ async def build_run(
 
     grpo = config.grpo
     assert grpo is not None
-    control = ControlFolder(folder.path)
-    control.clear()
     for name, facts in (await rollouts.facts()).items():
         tracker.set_tag(f"engine.{name}", str(facts))
     return GRPORun(
@@ -55,7 +53,7 @@ async def build_run(
         tracker=tracker,
         scaling=Scaling(
             config,
-            control,
+            ControlFolder(folder.path),
             rollouts=rollouts,
             rewards=rewards,
             tracker=tracker,

@@ -113,6 +113,8 @@ async def train_grpo(run: GRPORun) -> None:
             metrics["time/transfer_wait_s"] = held_up.seconds
             metrics["learner/bubble"] = (waited_s + held_up.seconds) / (now - started)
             started = now
+            if run.scaling is not None:
+                run.scaling.after_step(metrics)
             metrics |= tripwires.after_step(step, metrics)
             run.tracker.log_step(step, metrics)
             logger.info(one_line(step, metrics))

@@ -33,13 +33,16 @@ class LearnerService:
     async def restart(self, version: int) -> None:
         """Other processes with the same state."""
         started = time.monotonic()
+        told = await self._group.weight_manifest()
         await self._group.save_checkpoint(str(self._checkpoints))
         await self._group.close()
         self._group = await self._start(initial_version=version)
         restored = await self._group.load_checkpoint(str(self._checkpoints))
         if restored != version:
             raise RunFailed(f"the learner came back with version {restored}, expected {version}")
-        await self._group.weight_manifest()  # rank 0 derives its own
+        other = (await self._group.weight_manifest()).difference(told)  # each rank derives its own
+        if other:
+            raise RunFailed(f"the learner came back with parameters that engines have not: {other}")
         logger.info("learner restarted at version %d, %.1f s", version, time.monotonic() - started)
 
     def __getattr__(self, name: str) -> Any:

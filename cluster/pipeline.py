@@ -17,6 +17,7 @@ from cluster.code_share import notes_of, without_refused_code
 from cluster.launch import ray_cluster, resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
+from cluster.scale import ControlFolder
 from cluster.splits import SPLITS, warn_of_left_out
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError, UserError
@@ -40,6 +41,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     check_machine(config)
     _refuse_stage_without_its_part(config, only)
     folder = RunFolder.claim(config, resume=resume)
+    ControlFolder(folder.path).clear()
     tracker, mistaken = None, False
     status: Any = "FAILED"
     progress = Progress(config, folder)

@@ -4,7 +4,8 @@ A request is a file in `control/` of the run folder, which the run loop reads be
 comes from any process that sees the folder, for an embedded cluster and a remote one alike.
 Invariants: requests found together are one change (the last word on each number counts); a change
 begins at a step boundary and goes on beside the steps; the next one begins after it. None ends the
-run, but for a learner that does not come back.
+run, but for a learner that does not come back. What `rollout.autoscale` wants is such a change; it
+stands back behind what is asked for, and lets every change stand for its cool-down.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.run_folder import write_json
+from cluster.autoscale import Autoscaler
+from cluster.run_folder import RunFolder, write_json
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError
 
@@ -35,6 +37,12 @@ class Request:
     reward_workers: int | None = None
     restart_rollouts: bool = False
     restart_learner: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rollout_actors", "reward_workers"):
+            count = getattr(self, name)
+            if count is not None and (type(count) is not int or count < 1):
+                raise ValueError(f"{name}: expected a number from 1, found {count!r}")
 
     def then(self, later: Request) -> Request:
         """Both at once."""
@@ -74,7 +82,8 @@ class ControlFolder:
         return names, request
 
     def clear(self) -> None:
-        """Drop what an earlier process of this run was asked and did not take up."""
+        """Drop what an earlier process of this run was asked and did not take up. Before the run's
+        first stage: what this one is asked before its GRPO stage waits for it."""
         for file in self._path.glob("request-*.json"):
             file.unlink(missing_ok=True)
 
@@ -112,7 +121,13 @@ class Scaling:
         self._rewards = rewards
         self._tracker = tracker
         self._free = free
+        self._autoscaler = Autoscaler.of(config, rollouts)
         self._running: asyncio.Task[None] | None = None
+
+    def after_step(self, metrics: Mapping[str, float]) -> None:
+        """What a step measured, for `rollout.autoscale`."""
+        if self._autoscaler:
+            self._autoscaler.after_step(metrics)
 
     async def at_boundary(self, step: int, restart_learner: Callable[[], Awaitable[None]]) -> None:
         """Take up what was asked since. Engines and workers come and go beside the next steps; the
@@ -120,14 +135,20 @@ class Scaling:
         if self._running is not None and not self._running.done():
             return
         names, request = self._control.take()
-        if not names:
+        why = ""
+        if not str(request) and self._autoscaler and (wanted := self._autoscaler.take()):
+            request, why = Request(rollout_actors=wanted[0]), f" ({wanted[1]})"
+        if not str(request):
+            self._control.tell(names, "refused", "nothing was asked for")
             return
-        lacking = self._lacking(request)
-        if lacking:
-            self._tell(step, names, "refused", f"{request} not possible: {lacking}")
+        obstacle = self._outside(request) or self._lacking(request)
+        if obstacle:
+            self._tell(step, names, "refused", f"{request} not possible: {obstacle}{why}")
             return
+        if self._autoscaler:
+            self._autoscaler.settle()
         started = time.monotonic()
-        self._tell(step, names, "begun", f"{request} from step {step}")
+        self._tell(step, names, "begun", f"{request} from step {step}{why}")
         if request.restart_learner:
             try:
                 await restart_learner()
@@ -171,6 +192,13 @@ class Scaling:
         self._control.tell(names, outcome, text)
         self._tracker.set_tag(f"scale.{step:05d}.{outcome}", text)
 
+    def _outside(self, request: Request) -> str:
+        """What the run file forbids."""
+        bounds, asked = self._config.rollout.autoscale, request.rollout_actors
+        if bounds is None or asked is None or bounds.min <= asked <= bounds.max:
+            return ""
+        return f"rollout.autoscale keeps this run between {bounds.min} and {bounds.max} engines"
+
     def _lacking(self, request: Request) -> str:
         """What the cluster has too little of, or nothing."""
         rollout, reward = self._config.rollout, self._config.reward
@@ -191,15 +219,21 @@ class Scaling:
 
 def request_of(run_folder: Path, request: Request, wait_s: float) -> tuple[str, str]:
     """Ask a live run and wait up to `wait_s` for the outcome: (outcome, text)."""
-    from cluster.run_folder import RunFolder
-
     if not (run_folder / "resolved.yaml").is_file():
         raise ConfigError(f"expected a run's folder, found none in {run_folder}; name it by path")
-    if not RunFolder(run_folder).is_live():
+    folder = RunFolder(run_folder)
+    if not folder.is_live():
         raise ConfigError(f"expected a live run in {run_folder}, found none; start it first")
+    if "grpo" in folder.state().get("done", []):
+        raise ConfigError(
+            f"expected a run in {run_folder} whose GRPO stage is going on or still to come, found "
+            "it done; the other stages keep their services"
+        )
     control = ControlFolder(run_folder)
     name = control.ask(request)
     end = time.monotonic() + wait_s
     while (told := control.outcome(name))[0] in ("waiting", "begun") and time.monotonic() < end:
         time.sleep(0.2)
+        if not folder.is_live() and control.outcome(name)[0] in ("waiting", "begun"):
+            return "failed", f"{request}: {ENDED}"
     return told

@@ -177,9 +177,15 @@ class WeightSync:
         outcomes = await asyncio.gather(
             self._learner.join_epoch(epoch), self._pool.join_epoch(epoch), return_exceptions=True
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for outcome in failed:
+            if not isinstance(outcome, WeightTransferError):
                 raise outcome
+        if failed:  # a side that waited in vain does not know for whom
+            raise WeightTransferError(
+                f"joining epoch {epoch.number}: the learner (rank 0) and {', '.join(offsets)} did "
+                "not meet: " + "; ".join(map(str, failed))
+            )
         self._epoch = epoch
 
     async def _push_again(self, version: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import xxhash
@@ -78,6 +79,20 @@ class WeightManifest:
     @property
     def num_bytes(self) -> int:
         return sum(spec.num_bytes for spec in self.parameters)
+
+    def difference(self, other: WeightManifest) -> str:
+        """The first parameter that is another one in `other`, or nothing: "parameter 3: b.weight
+        (40, 4) float32 against b.weight (40, 5) float32"."""
+        for at, (ours, theirs) in enumerate(zip_longest(self.parameters, other.parameters)):
+            if ours != theirs:
+                return f"parameter {at}: {_words(ours)} against {_words(theirs)}"
+        if self.bucket_bytes != other.bucket_bytes:
+            return f"buckets of {self.bucket_bytes} bytes against {other.bucket_bytes}"
+        return ""
+
+
+def _words(spec: ParameterSpec | None) -> str:
+    return f"{spec.name} {tuple(spec.shape)} {spec.dtype}" if spec else "none"
 
 
 def checksum(data: NDArray[np.uint8]) -> int:

@@ -220,12 +220,11 @@ class LearnerActor:
     def send(self) -> dict[str, float]:
         """Broadcast the current parameters. On ZeRO-3 the group calls this on every rank's
         `compute` thread: the gathers are collectives, as those of a forward pass are."""
-        from learners.weight_sender import manifest_of, send_weights
+        from learners.weight_sender import send_weights
 
-        model = self._engine.module.model
         return send_weights(
-            model,
-            manifest_of(model, self._bucket_bytes),
+            self._engine.module.model,
+            self._manifest,
             self._communicator,
             sharded=self._learner.zero_stage == 3,
         )

@@ -42,11 +42,20 @@ def send_weights(
     model: nn.Module, manifest: WeightManifest, communicator: Communicator | None, *, sharded: bool
 ) -> dict[str, float]:
     """Broadcast every parameter. `sharded` (ZeRO-3): all ranks bring their shards bucket by bucket
-    in lockstep, and only rank 0 has a communicator.
+    in lockstep, and only rank 0 has a communicator. `manifest`: what the engines were told to
+    expect; nothing is sent by another one, which a collective would not survive, or not notice.
 
     When a broadcast fails, rank 0 still takes what the other ranks bring, or they would wait for
     it for ever; then it raises.
     """
+    wrong = manifest_of(model, manifest.bucket_bytes).difference(manifest)
+    if wrong:
+        members = tuple(communicator.epoch.rank_offsets) if communicator is not None else ()
+        raise WeightTransferError(
+            "the learner (rank 0) holds other parameters than its manifest told "
+            f"{', '.join(members) or 'the engines'}: {wrong}",
+            members,
+        )
     started = time.monotonic()
     sums = Checksums()
     wire = None if communicator is None else Wire(communicator)

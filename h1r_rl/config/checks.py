@@ -20,6 +20,7 @@ def check_run(config: RunConfig) -> None:
     _check_lengths(config)
     _check_sampling(config)
     _check_parallelism(config)
+    _check_autoscale(config)
     _check_algorithm(config)
     _check_room(config)
 
@@ -170,6 +171,22 @@ def _check_tensor_parallel(config: RunConfig) -> None:
         )
 
 
+def _check_autoscale(config: RunConfig) -> None:
+    rollout, bounds = config.rollout, config.rollout.autoscale
+    if bounds is None:
+        return
+    if bounds.min > bounds.max:
+        raise ConfigError(
+            f"rollout.autoscale: expected min <= max, found {bounds.min} and {bounds.max}; swap "
+            "them"
+        )
+    if not bounds.min <= rollout.actors <= bounds.max:
+        raise ConfigError(
+            f"rollout.actors ({rollout.actors}) lies outside rollout.autoscale ({bounds.min} to "
+            f"{bounds.max}), which it starts from; set it to a number between them"
+        )
+
+
 def _check_algorithm(config: RunConfig) -> None:
     if config.grpo is None:
         return
@@ -238,19 +255,34 @@ def _check_room(config: RunConfig) -> None:
     """A service that no CPU is left for would wait for its start until the deadline."""
     if config.cluster.address != "local":
         return
+    rollout, reward, learner = config.rollout, config.reward, config.learner
+    engines, most = most_engines(config)
+    ranks = learner.ranks if config.grpo else 0
     there = embedded_cpus(config.cluster)
     asked = {
-        "rollout.actors": config.rollout.actors * config.rollout.num_cpus,
-        "reward.workers": config.reward.workers * config.reward.num_cpus,
-        "learner.ranks": config.learner.ranks * config.learner.num_cpus if config.grpo else 0.0,
+        engines: most * rollout.num_cpus,
+        "reward.workers": reward.workers * reward.num_cpus,
+        "learner.ranks": ranks * learner.num_cpus,
     }
     if sum(asked.values()) > there:
-        parts = " + ".join(f"{name} {cpus:g}" for name, cpus in asked.items())
         raise ConfigError(
-            f"cluster.num_cpus: the embedded Ray has {there} CPUs to hand out, but {parts} = "
-            f"{sum(asked.values()):g} are asked for; raise cluster.num_cpus (services may share "
-            "cores) or lower their num_cpus"
+            f"cluster.num_cpus: the embedded Ray has {there} CPUs to hand out, but {_sum(asked)} "
+            "are asked for; raise cluster.num_cpus (services may share cores) or lower their "
+            "num_cpus"
         )
+
+
+def most_engines(config: RunConfig) -> tuple[str, int]:
+    """Rollout actors that a run may have at once, and the setting that says so."""
+    rollout = config.rollout
+    if rollout.autoscale and config.grpo:
+        return "rollout.autoscale.max", rollout.autoscale.max
+    return "rollout.actors", rollout.actors
+
+
+def _sum(asked: dict[str, float]) -> str:
+    parts = " + ".join(f"{name} {amount:g}" for name, amount in asked.items())
+    return f"{parts} = {sum(asked.values()):g}"
 
 
 def embedded_cpus(cluster: ClusterConfig) -> int:

@@ -426,10 +426,38 @@ class GRPOConfig(Section):
     )
 
 
+class AutoscaleConfig(Section):
+    """Engines added and removed by themselves in the GRPO stage, one at a time between two steps:
+    one is added where the learner waits for groups, one leaves where engines idle."""
+
+    min: PositiveInt = Field(default=1, description="Fewest engines.")
+    max: PositiveInt = Field(description="Most engines.")
+    dead_band: Fraction = Field(
+        default=0.1,
+        description="Nothing changes unless the learner's waiting share of a step and the engines' "
+        "idle share (of those that would be left, for one to leave) are further apart than this.",
+    )
+    patience: PositiveInt = Field(
+        default=5,
+        description="Steps in a row that must ask for the same change, each together with the "
+        "max_staleness steps before it, as groups come in waves of so many.",
+    )
+    cool_down: NonNegativeInt = Field(
+        default=10,
+        description="Steps after the start and after a change, asked for or not, that do not "
+        "count.",
+    )
+
+
 class RolloutConfig(Section):
     """vLLM engines, one Ray actor each."""
 
     actors: PositiveInt = Field(default=1, description="Engines.")
+    autoscale: AutoscaleConfig | None = Field(
+        default=None,
+        description="Bounds between which engines come and go by the measured bubble, from "
+        "`actors` at the start; left out: `actors` until `h1r scale` asks for another number.",
+    )
     tensor_parallel: PositiveInt = Field(
         default=1, description="GPUs an engine; must divide the heads."
     )

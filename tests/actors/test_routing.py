@@ -15,6 +15,7 @@ from actors.rollout_pool import RolloutPool
 from actors.sampling_guard import refuse_foreign_logits_processors, rl_sampling
 from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 from h1r_rl.errors import ConfigError, RunFailed, WeightTransferError
+from h1r_rl.weight_manifest import ParameterSpec, WeightManifest
 
 CONFIG = RolloutConfig(max_response_tokens=8, max_model_len=16, tensor_parallel=2)
 
@@ -93,6 +94,26 @@ async def test_when_nobody_received_nobody_is_behind(monkeypatch):
     with pytest.raises(WeightTransferError, match="rollout-0.*rollout-1.*rollout-2"):
         await pool.commit("4")
     assert len(pool.members()) == 3 and not pool.behind()
+
+
+async def test_a_leaver_stays_for_the_transfer_under_way(monkeypatch):
+    """Its communicator's other members would lose theirs with it."""
+    closed = []
+
+    async def close_actors(actors):
+        closed.extend(actors)
+
+    monkeypatch.setattr("actors.engines.close_actors", close_actors)
+    pool = _pool(monkeypatch, begin_receive=[None] * 3)
+    await pool.begin_receive(WeightManifest((ParameterSpec("w", (1,), "float32"),), 64))
+    scaling = asyncio.create_task(pool.scale(1))
+    await asyncio.sleep(0.05)
+    assert not scaling.done() and not closed and len(pool.members()) == 3
+    pool._engines.owe(pool._engines.members["rollout-0"], 9)
+    assert (await pool._engines.serving())[0] == "rollout-0"  # a leaver takes nothing more
+    pool.end_transfer()
+    await asyncio.wait_for(scaling, 5)
+    assert len(closed) == 2 and list(pool.members()) == ["rollout-0"]
 
 
 def test_engine_settings_that_decide_correctness():

@@ -39,13 +39,16 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.uint8).flatten()
 
 
-def _send(communicator: Communicator, times: int = 1) -> None:
-    for _ in range(times):
-        for bucket in MANIFEST.buckets():
-            parts = [_bytes(TENSORS[p.name])[p.start : p.stop] for p in bucket]
-            communicator.broadcast(torch.cat(parts))
-        sums = [checksum(_bytes(t).numpy()) for t in TENSORS.values()]
-        communicator.broadcast(torch.tensor(sums, dtype=torch.int64))
+def _send(communicator: Communicator, *, damaged: tuple[str, ...] = ()) -> None:
+    """Last bytes of `damaged` parameters leave flipped."""
+    for bucket in MANIFEST.buckets():
+        parts = [_bytes(TENSORS[p.name])[p.start : p.stop].clone() for p in bucket]
+        for piece, part in zip(bucket, parts, strict=True):
+            if piece.name in damaged and piece.ends:
+                part[-1] ^= 1
+        communicator.broadcast(torch.cat(parts))
+    sums = [checksum(_bytes(t).numpy()) for t in TENSORS.values()]
+    communicator.broadcast(torch.tensor(sums, dtype=torch.int64))
 
 
 def _settle(transfer: StagedTransfer, seconds: float = 10) -> str:
@@ -75,6 +78,34 @@ def test_every_member_stages_the_same_bytes_twice():
             with pytest.raises(WeightTransferError, match="nothing has been received"):
                 _settle(member)
                 member.take()
+    for each in (*members, learner):
+        each.close()
+
+
+def test_a_damaged_parameter_is_named_with_both_sides_and_a_whole_transfer_follows():
+    """One flipped bit in any parameter: cut, packed, of either dtype, the last one too."""
+    store = open_store()
+    epoch = _epoch(store, 3, 10)
+    members = [StagedTransfer(epoch, rank, CPU) for rank in (1, 2)]
+    learner = Communicator(epoch, 0)
+    cases = [(name,) for name in TENSORS] + [("a.D", "b.weight", "c.weight")]
+    for damaged in cases:
+        for member in members:
+            member.begin(MANIFEST)
+        _send(learner, damaged=damaged)
+        for rank, member in enumerate(members, 1):
+            told = _settle(member)
+            name = damaged[0] if len(damaged) == 1 else "a.D and 2 more"
+            assert f"checksum of {name}: the learner (rank 0) sent " in told
+            assert f", rank {rank} received " in told
+            with pytest.raises(WeightTransferError, match="expected a complete transfer"):
+                member.take()
+    for member in members:
+        member.begin(MANIFEST)
+    _send(learner)
+    for member in members:
+        assert _settle(member) == DONE
+        assert torch.equal(member.take()["b.weight"], TENSORS["b.weight"])
     for each in (*members, learner):
         each.close()
 

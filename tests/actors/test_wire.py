@@ -14,6 +14,7 @@ import torch
 
 from actors.staged_transfer import DONE, StagedTransfer
 from h1r_rl.broadcast import BrokenWire, Communicator, Wire, open_store
+from h1r_rl.errors import WeightTransferError
 from h1r_rl.weight_manifest import (
     IN_FLIGHT,
     ParameterSpec,
@@ -155,6 +156,51 @@ def test_a_wire_holds_so_many_at_once_and_ends_them_all_when_one_breaks():
     wire._end = 0.0
     with pytest.raises(BrokenWire, match="deadline has passed"):
         wire.begin(torch.tensor(9), "p9")
+
+
+def other_manifests() -> dict[str, WeightManifest]:
+    """`MANIFEST` with a mistake in it, by what the error is to say of it."""
+    first, *rest = MANIFEST.parameters
+    wider = dataclasses.replace(rest[1], shape=(40, 5))
+    parameters = {
+        "a.weight (7, 5) float32 against x.weight (7, 5) float32": (
+            dataclasses.replace(first, name="x.weight"), *rest
+        ),
+        "b.weight (40, 4) float32 against b.weight (40, 5) float32": (
+            first, rest[0], wider, rest[2]
+        ),
+        "a.weight (7, 5) float32 against a.weight (7, 5) bfloat16": (
+            dataclasses.replace(first, dtype="bfloat16"), *rest
+        ),
+        "parameter 0: a.weight (7, 5) float32 against a.D (3,) bfloat16": (
+            rest[0], first, *rest[1:]
+        ),
+        "b.bias (1,) float32 against none": MANIFEST.parameters[:-1],
+        "parameter 4: none against c.bias (1,) float32": (
+            *MANIFEST.parameters, dataclasses.replace(rest[2], name="c.bias")
+        ),
+    }  # fmt: skip
+    return {told: WeightManifest(p, MANIFEST.bucket_bytes) for told, p in parameters.items()}
+
+
+@pytest.mark.parametrize("told", other_manifests())
+def test_nothing_is_sent_by_a_manifest_that_is_not_the_models(told):
+    """Gloo ends the process at the first size that differs, and a name would not be noticed."""
+    from learners.weight_sender import send_weights
+
+    class Named(torch.nn.Module):
+        def named_parameters(self, *_, **__):
+            return iter((name, torch.nn.Parameter(value)) for name, value in TENSORS.items())
+
+    epoch = TransferEpoch(1, "gloo", "", 0, 3, {"rollout-0": 1, "rollout-1": 2}, 10.0)
+    Recorder.wires, Recorder.sent, Recorder.arrived = {}, [], threading.Semaphore(0)
+    with pytest.raises(WeightTransferError) as caught:
+        send_weights(Named(), other_manifests()[told], Recorder(epoch, 0), sharded=False)
+    assert "the learner (rank 0)" in str(caught.value) and told in str(caught.value)
+    assert "rollout-0, rollout-1" in str(caught.value)
+    assert Recorder.wires == {0: []}
+    send_weights(Named(), MANIFEST, Recorder(epoch, 0), sharded=False)
+    assert Recorder.wires[0]
 
 
 def test_our_payloads_pass_vllms_own_validation():

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from cluster.learner_service import LearnerService
 from cluster.scale import ControlFolder, Scaling
 from cluster.weight_sync import WeightSync
 from h1r_rl.config.load import load_run
-from h1r_rl.errors import DataError
+from h1r_rl.errors import DataError, WeightTransferError
 from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.records import GroupPart, Prompt, StepResult, Verdict, VersionSpan
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
@@ -51,6 +52,8 @@ class StubEngine:
         self.name, self.world, self.holds, self.received = name, world, "0", False
         self.dead = asyncio.get_running_loop().create_future()
         self.asked: list[tuple[str, str]] = []  # (prompt, version that it held)
+        self.at_work, self.busy_s, self.since = 0, 0.0, time.monotonic()
+        self.room = asyncio.Semaphore(world.at_once)
 
     def __getattr__(self, method: str) -> Remote:
         return Remote(getattr(self, f"_{method}"))
@@ -81,11 +84,22 @@ class StubEngine:
         for index in indices:
             if prompt.prompt_id in self.world.poison:
                 self.kill()
-            await self._alive(seconds=self.world.sample_s(prompt, index))
+            self._count(1)
+            try:
+                async with self.room:
+                    await self._alive(seconds=self.world.sample_s(prompt, index))
+            finally:
+                self._count(-1)
             spans = [VersionSpan(str(first), 0, 2), VersionSpan(self.holds, 2, 4)]
             part = GroupPart((index,), (4,), ("stop",), (tuple(spans),), (0.5,), self.name, 0.0)
             for answer in (part, [None]):
                 yield await _done(answer)
+
+    def _count(self, samples: int) -> None:
+        """Keep the time with samples to work on."""
+        now = time.monotonic()
+        self.busy_s += (now - self.since) * (self.at_work > 0)
+        self.since, self.at_work = now, self.at_work + samples
 
     async def _facts(self) -> dict[str, Any]:
         return await self._alive({"pid": 1})
@@ -98,9 +112,9 @@ class StubEngine:
 
     async def _stats(self) -> dict[str, float]:
         keys = ("running", "waiting", "kv_usage", "tokens", "prefill_tokens", "cached_tokens")
-        return await self._alive(
-            dict.fromkeys((*keys, "reprefilled", "preemptions", "busy_s", "pause_s"), 1.0)
-        )
+        self._count(0)
+        totals = dict.fromkeys((*keys, "reprefilled", "preemptions", "pause_s"), 1.0)
+        return await self._alive(totals | {"busy_s": self.busy_s})
 
     async def _ask_worker(self, method: str) -> dict[str, Any]:
         assert method == "held_tensors"
@@ -108,6 +122,8 @@ class StubEngine:
 
     async def _join_epoch(self, epoch: TransferEpoch) -> None:
         await self._alive()
+        if self.world.missed and self.name in self.world.missed[0]:
+            raise WeightTransferError(f"{self.name}: no meeting", (self.name,))
 
     async def _begin_receive(self, manifest: Any) -> None:
         await self._alive()
@@ -115,6 +131,9 @@ class StubEngine:
 
     async def _staged(self) -> None:
         await self._alive(seconds=0.001)
+        if self.world.damage.get(self.name, 0):
+            self.world.damage[self.name] -= 1
+            raise WeightTransferError(f"{self.name}: checksum of w", (self.name,))
 
     async def _commit(self, version: str) -> float:
         assert self.received, "a commit without a transfer"
@@ -157,7 +176,10 @@ class StubLearner:
         self.epochs += 1
         return TransferEpoch(self.epochs, "gloo", "", 0, world_size, offsets, 5.0)
 
-    async def join_epoch(self, epoch: TransferEpoch) -> None: ...
+    async def join_epoch(self, epoch: TransferEpoch) -> None:
+        await asyncio.sleep(0.001)
+        if self.world.missed and "learner" in self.world.missed.pop(0):
+            raise WeightTransferError("learner rank 0 failed in join_epoch: no meeting")
 
     async def weight_manifest(self) -> WeightManifest:
         return MANIFEST
@@ -252,9 +274,10 @@ def stub_world(
     engines: dict[str, StubEngine] = {}
     world = SimpleNamespace(
         engines=engines, learners=[], plans=[], start_s=0.01, learn_s=0.005, send_s=0.002,
-        sample_s=lambda prompt, index: 0.002, sending=False, num_sends=0, saved=None,
+        sample_s=lambda prompt, index: 0.002, at_once=1000, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
-        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={},
+        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={}, damage={},
+        missed=[],  # per meeting, who does not come
         free={"CPU": 99.0}, control=ControlFolder(folder), account=account,
     )  # fmt: skip
 

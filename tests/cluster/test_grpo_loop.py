@@ -7,6 +7,7 @@ import pytest
 
 from cluster.grpo_loop import MAX_QUARANTINED, train_grpo
 from cluster.scale import Request
+from cluster.weight_sync import ATTEMPTS, MAX_LATE
 from h1r_rl.errors import RolloutLost, RunFailed, WeightTransferError
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
 
@@ -49,6 +50,16 @@ async def test_steps_end_with_the_engines_at_the_last_version(loop_world, stalen
     assert all(step["rollout/staleness_max"] <= staleness for step in steps)
     assert all(step["buffer/dropped_stale"] == 0 for step in steps)
     loop_world.account(run, loop_world)
+
+
+async def test_the_learners_bubble_is_its_wait_for_groups_and_for_transfers(loop_world):
+    loop_world.send_s, loop_world.learn_s = 0.08, 0.005
+    run = await loop_world.build("grpo.max_staleness=3", "grpo.steps=8")
+    steps = await run_to_end(run)
+    for step in steps:
+        waited_s = step["time/wait_s"] + step["time/transfer_wait_s"]
+        assert step["learner/bubble"] == pytest.approx(waited_s / step["time/step_s"])
+    assert max(step["time/transfer_wait_s"] for step in steps) > 0.05
 
 
 async def test_skipped_steps_at_staleness_zero_do_not_stall(loop_world):
@@ -142,6 +153,50 @@ async def test_a_transfer_that_fails_is_made_again(loop_world):
     assert loop_world.num_sends == 6 + 2
     assert [e.holds for e in loop_world.engines.values()] == ["6"]
     assert loop_world.learners[0].epochs == 3
+
+
+@pytest.mark.parametrize("times", [1, MAX_LATE, 99])
+async def test_an_engine_that_weights_reach_damaged_gets_them_again_or_is_replaced(
+    loop_world, times
+):
+    """While its peer holds the new version: it serves nothing until it has a whole one too."""
+    loop_world.damage = {"rollout-0": times}
+    run = await loop_world.build("rollout.actors=2", "grpo.steps=8")
+    await run_to_end(run)
+    kept = times < MAX_LATE
+    assert ("rollout-0" in run.rollouts.members()) == kept
+    assert ("checksum of w" in run.rollouts.lost().get("rollout-0", "")) != kept
+    alive = [loop_world.engines[name] for name in run.rollouts.members()]
+    assert len(alive) == 2 and {engine.holds for engine in alive} == {"8"}
+    assert loop_world.num_sends >= 8 + min(times, MAX_LATE)
+    loop_world.account(run, loop_world)
+
+
+async def test_a_meeting_that_fails_names_both_sides_and_is_held_again(loop_world, caplog):
+    loop_world.missed = [{"rollout-1"}, {"learner"}, {"rollout-0", "learner"}]
+    run = await loop_world.build("rollout.actors=2")
+    with caplog.at_level(logging.WARNING):
+        await run_to_end(run)
+    told = [message for message in caplog.messages if message.startswith("version 1, attempt ")]
+    assert len(told) == 3
+    for message in told:
+        assert "the learner (rank 0) and rollout-0, rollout-1 did not meet: " in message
+    assert "rollout-1: no meeting" in told[0] and "learner rank 0 failed" in told[1]
+    assert "rollout-0: no meeting" in told[2] and "learner rank 0 failed" in told[2]
+    assert {engine.holds for engine in loop_world.engines.values()} == {"6"}
+    loop_world.account(run, loop_world)
+
+
+async def test_weights_that_reach_nobody_whole_end_the_run(loop_world):
+    loop_world.damage = {"rollout-0": 99, "rollout-1": 99}
+    error = await failure(await loop_world.build("rollout.actors=2"))
+    assert isinstance(error, WeightTransferError)
+    assert f"version 1 did not reach the engines in {ATTEMPTS} attempts" in str(error)
+    assert all(
+        part in str(error) for part in ("learner (rank 0), w to w", "rollout-0: checksum of w",
+                                        "rollout-1: checksum of w")
+    )  # fmt: skip
+    assert {engine.holds for engine in loop_world.engines.values()} == {"0"}
 
 
 async def test_completions_that_are_gone_are_generated_again(loop_world):
@@ -243,7 +298,11 @@ async def test_a_leaver_hands_back_what_it_cannot_finish(loop_world):
     training = asyncio.create_task(run_to_end(run))
     await steps_done(run, 1)
     asked = loop_world.control.ask(Request(rollout_actors=1))
+    await until(lambda: loop_world.control.outcome(asked)[0] == "begun")
+    await asyncio.sleep(0.005)
+    taken = list(loop_world.engines["rollout-1"].asked)
     await training
+    assert loop_world.engines["rollout-1"].asked == taken  # it takes nothing more
     assert loop_world.control.outcome(asked)[0] == "done"
     assert run.counts["engines_left"] > 0 and run.counts["quarantined"] == 0
     assert not run.rollouts.lost()
@@ -271,6 +330,7 @@ async def test_engines_that_do_not_start_are_told_and_the_run_goes_on(loop_world
     outcome, text = loop_world.control.outcome(asked)
     assert outcome == "failed" and "2 of 2 engines did not start" in text
     assert list(run.rollouts.members()) == ["rollout-0"]
+    assert run.rollouts.settled()  # nobody is missed: one is what there are to be
     loop_world.account(run, loop_world)
 
 
@@ -301,7 +361,7 @@ async def test_the_learner_restarts_while_engines_generate_up_to_the_bound(loop_
     assert ready == run.buffer.num_slots  # all that may be, and no more
     await training
     assert loop_world.learners[0].version == loop_world.saved
-    assert loop_world.learners[1].version == 12
+    assert loop_world.learners[1].version == 12 and loop_world.learners[1].epochs == 1
     assert [e.holds for e in loop_world.engines.values()] == ["12"]
     loop_world.account(run, loop_world)
 
@@ -317,7 +377,24 @@ async def test_all_engines_restart_on_request(loop_world):
     assert run.rollouts.counts()["engines"] == 2  # done means that they are back
     await training
     assert set(run.rollouts.members()) == {"rollout-2", "rollout-3"}
-    assert run.counts["quarantined"] == 0
+    assert run.counts["quarantined"] == 0 == run.counts["engines_lost"]  # no prompt is suspected
+    loop_world.account(run, loop_world)
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+async def test_everything_restarts_to_another_size_in_one_change(loop_world, engines):
+    """At staleness 0 nothing is published before the joiners have rolled groups out."""
+    run = await loop_world.build("grpo.steps=30", "rollout.actors=2", "grpo.max_staleness=0")
+    training = asyncio.create_task(run_to_end(run))
+    await steps_done(run, 3)
+    loop_world.start_s = 0.1
+    asked = loop_world.control.ask(
+        Request(engines, reward_workers=3, restart_rollouts=True, restart_learner=True)
+    )
+    await training
+    assert loop_world.control.outcome(asked)[0] == "done" and run.rewards.workers == 3
+    assert len(run.rollouts.members()) == engines == run.rollouts.num_engines()
+    assert len(loop_world.engines) == 2 + max(engines, 2) and len(loop_world.learners) == 2
     loop_world.account(run, loop_world)
 
 

@@ -3,6 +3,8 @@
 import fcntl
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -84,6 +86,68 @@ def test_mistakes(live, tmp_path_factory):
     (empty / "resolved.yaml").write_text("name: t\n")
     done = call("scale", empty, "--rollout-actors", 2)
     assert "expected a live run" in str(done.exception)
+    done = call("scale", empty / "nowhere", "--rollout-actors", 2)
+    assert isinstance(done.exception, ConfigError) and "found none in" in str(done.exception)
+
+
+def test_a_run_past_its_grpo_stage_is_told_from_one_before_it(live):
+    (live / "state.json").write_text('{"done": ["evaluate-base", "sft"]}')
+    assert call("scale", live, "--rollout-actors", 2, "--wait", 0).exit_code == 0
+    (live / "state.json").write_text('{"done": ["evaluate-base", "sft", "grpo"]}')
+    for words in (["scale", live, "--rollout-actors", 2], ["restart", live, "--learner"]):
+        done = call(*words)
+        assert isinstance(done.exception, ConfigError) and "found it done" in str(done.exception)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_dies_is_not_waited_for(live, monkeypatch, begun):
+    monkeypatch.setattr("cluster.scale.RunFolder.is_live", lambda _, left=[1, 1, 0]: left.pop(0))
+    thread, _ = answer(live, ("begun", "x")) if begun else (None, None)
+    started = time.monotonic()
+    done = call("scale", live, "--rollout-actors", 2, "--wait", 60)
+    assert time.monotonic() - started < 20
+    assert isinstance(done.exception, RunFailed) and "the run ended before" in str(done.exception)
+    if thread:
+        thread.join(20)
+
+
+async def test_what_is_asked_before_the_grpo_stage_waits_for_it(tmp_path, monkeypatch):
+    """Requests left from an earlier process of the run are gone when it is claimed, not later."""
+    from cluster.grpo_build import build_run
+    from cluster.pipeline import execute
+    from cluster.run_folder import RunFolder
+    from h1r_rl.config.load import load_run
+
+    recipe = Path(__file__).parents[2] / "cluster" / "runs" / "tiny-cpu.yaml"
+    config = load_run(recipe, [f"output={tmp_path}"])
+    control = ControlFolder(config.folder)
+    monkeypatch.setattr("cluster.pipeline._prepare", lambda *_: 1 / 0)
+    for resume in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            execute(config, resume=resume, only=None)
+        asked = control.ask(Request(rollout_actors=2))
+
+    async def nothing(*_):
+        return {}
+
+    services = SimpleNamespace(facts=nothing, weight_manifest=nothing, on_change=lambda _: None)
+    prompts = SimpleNamespace(first=lambda: None)
+    await build_run(config, RunFolder(config.folder), prompts, None, services, services, services)
+    assert control.take() == ([asked], Request(rollout_actors=2))
+
+
+@pytest.mark.parametrize("count", ['"3"', "0", "-1", "true", "2.5"])
+def test_a_file_that_is_no_request_is_refused(tmp_path, count):
+    control = ControlFolder(tmp_path)
+    folder = tmp_path / "control"
+    folder.mkdir()
+    (folder / "request-1.json").write_text(f'{{"rollout_actors": {count}}}')
+    (folder / "request-2.json").write_text('{"actors": 3}')
+    (folder / "request-3.json").write_text("[1]")
+    assert control.take() == ([], Request())
+    for name in "123":
+        outcome, text = control.outcome(name)
+        assert outcome == "refused" and "is no request" in text
 
 
 def test_requests_found_together_are_one(tmp_path):

@@ -61,6 +61,16 @@ def test_shares_of_tokens_by_age():
     assert shares == pytest.approx([0.4, 0.0, 0.6])
 
 
+def test_tokens_beyond_the_bound_have_a_share_of_their_own():
+    """After a fault; they are masked in the loss."""
+    prompt = Prompt("p", 0, np.zeros(1, np.int32), "", "math", "1")
+    groups = [Group(prompt, (sample([(2, 0, 3), (5, 3, 4), (6, 4, 6), (7, 6, 10)]),), 2)]
+    found = trained_metrics(groups, version=7, max_staleness=1)
+    shares = {key.removeprefix("rollout/tokens_age_"): value for key, value in found.items()}
+    assert [shares[age] for age in ("0", "1", "over")] == pytest.approx([0.4, 0.2, 0.4])
+    assert found["rollout/staleness_max"] == 5
+
+
 def test_a_line_a_step_has_it_all(clock):
     meter = EngineMeter()
     clock.s += 1

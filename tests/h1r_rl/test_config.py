@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from cluster.check_machine import check_machine
 from h1r_rl.config.load import build_run, dump_run, load_run
 from h1r_rl.errors import ConfigError
 from h1r_rl.grpo.presets import PRESETS
@@ -61,6 +62,12 @@ def test_adapters_want_whole_weights(tmp_path):
         ("reward.overlong_cache_tokens=64", ["64", "max_response_tokens (32)"]),
         ("data.default_verifier=judge", ["reward.judge.url", "reward.judge.model"]),
         ("reward.judge={url: nowhere, model: m}", ["reward.judge.url", "http://host:8000/v1"]),
+        ("rollout.autoscale={min: 3, max: 2}", ["min <= max", "3 and 2"]),
+        ("rollout.autoscale={min: 0, max: 2}", ["rollout.autoscale.min", "found 0"]),
+        ("rollout.autoscale={min: 1}", ["'rollout.autoscale.max' is missing"]),
+        ("rollout.autoscale={max: 2, maximum: 3}", ["did you mean 'max'"]),
+        ("rollout.autoscale={min: 2, max: 3}", ["rollout.actors (1)", "(2 to 3)"]),
+        ("rollout.autoscale={max: 99999}", ["cluster.num_cpus", "rollout.autoscale.max 99999"]),
     ],
 )
 def test_mistakes(tmp_path, override, words):
@@ -161,6 +168,21 @@ def test_a_guard_that_stops_unwarned_is_refused(tmp_path):
         load(tmp_path, "grpo.logprob_gap_warn=1.0", "grpo.logprob_gap_stop=0.1")
     with pytest.raises(ConfigError, match="unwarned"):  # above the dtypes' own bound
         load(tmp_path, "grpo.logprob_gap_warn=1.0")
+
+
+@pytest.mark.parametrize(("gpus", "refused"), [(4, True), (5, False)])
+def test_engines_that_this_machines_gpus_cannot_place_are_refused(
+    tmp_path, monkeypatch, gpus, refused
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    settings = ("rollout.autoscale={max: 2}", "rollout.num_gpus=2", "learner.num_gpus=1")
+    remote = ("cluster.address=http://head:8265", "rollout.autoscale.max=99")
+    check_machine(load(tmp_path, *settings, *remote))
+    if not refused:
+        check_machine(load(tmp_path, *settings))
+        return
+    with pytest.raises(ConfigError, match="autoscale.max 4 and learner.ranks 1 .* has 4 GPUs"):
+        check_machine(load(tmp_path, *settings))
 
 
 @pytest.mark.parametrize("preset", [None, "grpo"])
