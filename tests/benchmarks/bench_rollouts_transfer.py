@@ -17,11 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from h1r_rl.config.schema import WeightsConfig  # noqa: E402
 from h1r_rl.weight_manifest import IN_FLIGHT  # noqa: E402
 
-REPEATS = 4
+REPEATS = 8
 LAYERS, WIDTH = 8, 2048  # 8 x 16 MiB of float32 = 134 MB
-IN_TRANSIT = 16 * 2**20  # bytes under way at once
+IN_TRANSIT = WeightsConfig().bucket_mib * 2**20  # bytes under way at once
 MEMBERS = 16
 
 
