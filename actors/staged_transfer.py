@@ -65,7 +65,9 @@ class StagedTransfer:
         self._last.cancel()
         if self._communicator is not None:
             self._communicator.close()
-        self._thread.submit(self._leave)  # behind a meeting that may still be under way
+        # Behind a meeting that may still be under way. A failure kept here would keep its frames,
+        # and with them the memory of a whole transfer.
+        self._last = self._thread.submit(self._leave)
         self._thread.shutdown(wait=False)
 
     def _join(self) -> dict[str, Tensor]:
@@ -74,18 +76,18 @@ class StagedTransfer:
         self._communicator = Communicator(self._epoch, self._rank)
         return {}
 
-    def _leave(self) -> None:
+    def _leave(self) -> dict[str, Tensor]:
         if self._communicator is not None:
             self._communicator.close()
+        return {}
 
     def _receive(self, manifest: WeightManifest) -> dict[str, Tensor]:
         if self._communicator is None:
             raise WeightTransferError("a transfer was begun in an epoch that was never joined")
-        wire = Wire(self._communicator)
         try:
-            return self._receive_through(wire, manifest)
+            with Wire(self._communicator) as wire:
+                return self._receive_through(wire, manifest)
         except BrokenWire as broken:
-            wire.abandon()
             raise WeightTransferError(
                 f"rank {self._rank} lost the learner (rank 0) at {broken.what}: {broken.cause}"
             ) from broken

@@ -1,9 +1,9 @@
 """How many engines a run wants, from who waits for whom.
 
-Invariant: one engine at a time, within [min, max], only for what `patience` steps in a row ask for,
-and never within `cool_down` steps of a change. What the rule added for a steady load it does not
-take away again: an engine leaves only if those left would idle more than the learner waits, which
-is false of the number that it added one to.
+Invariant: one engine at a time, within [min, max], only for what `patience` steps in a row ask for
+(and as many more as a wave has beyond one), and never within `cool_down` steps of a change. What
+the rule added for a steady load it does not take away again: an engine leaves only if those left
+would idle more than the learner waits, which is false of the number that it added one to.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class Scaling:
         except asyncio.CancelledError:
             self._tell(step, names, "failed", f"{request} asked at step {step}: {ENDED}")
             raise
-        failed = [str(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
+        failed = [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
         text = f"{request} asked at step {step}, after {time.monotonic() - started:.1f} s"
         if failed:
             self._tell(step, names, "failed", f"{text}: {'; '.join(failed)}")

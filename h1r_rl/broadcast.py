@@ -10,11 +10,12 @@ Some buckets travel at once (`Wire`), in the same order on every member.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ dist: Any = torch.distributed  # stores and groups are exported at run time only
 
 SHORTEST_WAIT_S = 0.05  # a collective whose time is over fails in it rather than at once
 LOOK_AGAIN_S = 0.002
+ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 WATCHDOG_FACTOR = 10  # NCCL's own watchdog ends the process: it must never be the first
 
 
@@ -56,10 +58,16 @@ class Communicator:
     def _make_group(self, timeout: timedelta) -> Any:
         size = self.epoch.world_size
         if self.epoch.backend == "gloo":
-            return dist.ProcessGroupGloo(self._store, self.rank, size, timeout)
+            options = dist.ProcessGroupGloo._Options()
+            options._devices = [dist.ProcessGroupGloo.create_default_device()]
+            options._timeout = timeout
+            # A collective's deadline counts from when a thread takes it up: none may queue.
+            options._threads = IN_FLIGHT
+            return dist.ProcessGroupGloo(self._store, self.rank, size, options)
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = WATCHDOG_FACTOR * timeout
-        return dist.ProcessGroupNCCL(self._store, self.rank, size, options)
+        with _errors_are_ours():
+            return dist.ProcessGroupNCCL(self._store, self.rank, size, options)
 
     def broadcast(self, tensor: Tensor, within_s: float | None = None) -> None:
         """Broadcast from rank 0 in place; returns when this member's part is done, raises
@@ -100,15 +108,12 @@ class Communicator:
 
     def close(self) -> None:
         """Returns at once. A collective still pending on another thread ends with an error: NCCL's
-        by abort, gloo's at its own deadline (destroying a gloo group would wait for that here), and
-        the thread that waits in it drops the group."""
+        by abort, gloo's at its own deadline."""
         with self._lock:
             self._closed = True
-            group = self._group
-            if not self._in_flight:
-                self._group = None
-        if group is not None and self.epoch.backend == "nccl":
-            group.abort()
+            if self._group is not None and self.epoch.backend == "nccl":
+                self._group.abort()
+            self._drop_unless_needed()
 
     def _enter(self) -> Any:
         with self._lock:
@@ -120,8 +125,30 @@ class Communicator:
     def _leave(self) -> None:
         with self._lock:
             self._in_flight -= 1
-            if self._closed and not self._in_flight:
-                self._group = None
+            if self._closed:
+                self._drop_unless_needed()
+
+    def _drop_unless_needed(self) -> None:
+        """Destroying a gloo group waits for what its threads still do: a thread of its own does."""
+        if self._in_flight or self._group is None:
+            return
+        held, self._group = [self._group], None
+        threading.Thread(target=held.clear, name="weights-reaper", daemon=True).start()
+
+
+@contextmanager
+def _errors_are_ours() -> Iterator[None]:
+    """A NCCL group made in here reports errors to who waits; else its watchdog takes the process
+    down with any."""
+    before = os.environ.get(ERROR_HANDLING)
+    os.environ[ERROR_HANDLING] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ERROR_HANDLING]
+        else:
+            os.environ[ERROR_HANDLING] = before
 
 
 class BrokenWire(RuntimeError):
@@ -175,9 +202,20 @@ class Wire:
             with suppress(BrokenWire):
                 self.finish()
 
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After a failure nothing is left under way, and of a wire that broke the communicator is
+        closed: its members are no more at the same place."""
+        if kind is not None and (self._begun or issubclass(kind, BrokenWire)):
+            self.abandon()
+            self._communicator.close()
+
 
 def wait_or_abort(work: Any, seconds: float, abort: Callable[[], None]) -> None:
-    """Wait for an NCCL collective on the host; abort it and raise RuntimeError after `seconds`.
+    """Wait for an NCCL collective on the host; abort it and raise RuntimeError after `seconds`, or
+    when it has failed, which counts as completed: its stream would then be waited for without end.
 
     Its own `wait(timeout)` orders streams and returns: the deadline would be the watchdog's, which
     takes the process down.
@@ -188,4 +226,7 @@ def wait_or_abort(work: Any, seconds: float, abort: Callable[[], None]) -> None:
             abort()
             raise RuntimeError(f"no answer from a peer within {seconds:g} s (NCCL, aborted)")
         time.sleep(LOOK_AGAIN_S)
+    if not work.is_success():
+        abort()
+        raise RuntimeError("lost a peer (NCCL, aborted)")
     work.wait()

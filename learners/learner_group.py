@@ -147,7 +147,11 @@ class LearnerGroup:
             deadline_s = self._transfer_deadline_s + GRACE_S
             return (await self._all("send", deadline_s=deadline_s, concurrency_group="compute"))[0]
         except RayTaskError as error:
-            raise WeightTransferError(str(error)) from error
+            if isinstance(error.cause, WeightTransferError):
+                raise WeightTransferError(str(error)) from error
+            # The ranks may be at different buckets: another attempt could mix them.
+            self._kill()
+            raise RunFailed(f"a learner rank failed in send: {error.cause}") from error
 
     async def score(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """[T - 1] log-probabilities at temperature 1 of a document's own tokens, ids [T]."""

@@ -57,11 +57,34 @@ def send_weights(
             members,
         )
     started = time.monotonic()
+    if communicator is None:
+        for _ in _buckets(model, manifest, None, sharded):
+            pass  # brought to rank 0
+    else:
+        try:
+            with Wire(communicator) as wire:
+                _send_through(wire, model, manifest, communicator, sharded)
+        except BrokenWire as error:
+            raise _lost(communicator, error) from error
+    seconds = time.monotonic() - started
+    return {
+        "transfer_s": seconds,
+        "bytes": float(manifest.num_bytes),
+        "bytes_per_s": manifest.num_bytes / max(seconds, 1e-9),
+    }
+
+
+def _send_through(
+    wire: Wire,
+    model: nn.Module,
+    manifest: WeightManifest,
+    communicator: Communicator,
+    sharded: bool,
+) -> None:
     sums = Checksums()
-    wire = None if communicator is None else Wire(communicator)
     broken: BrokenWire | None = None
     for bucket, flat in _buckets(model, manifest, communicator, sharded):
-        if wire is not None and flat is not None and broken is None:
+        if broken is None and flat is not None:
             try:
                 wire.begin(flat, bucket[0].name)
                 sums.add(bucket, flat.cpu().numpy())
@@ -72,24 +95,12 @@ def send_weights(
                 wire.abandon()
         if broken is not None and not sharded:
             break
-    if wire is not None and communicator is not None:
-        try:
-            if broken is not None:
-                raise broken
-            while wire.under_way:
-                wire.finish()
-            wire.begin(_on_device(torch.tensor(sums.values), communicator), "the checksums")
-            wire.finish()
-        except BrokenWire as error:
-            wire.abandon()
-            communicator.close()
-            raise _lost(communicator, error) from error
-    seconds = time.monotonic() - started
-    return {
-        "transfer_s": seconds,
-        "bytes": float(manifest.num_bytes),
-        "bytes_per_s": manifest.num_bytes / max(seconds, 1e-9),
-    }
+    if broken is not None:
+        raise broken
+    while wire.under_way:
+        wire.finish()
+    wire.begin(_on_device(torch.tensor(sums.values), communicator), "the checksums")
+    wire.finish()
 
 
 def _buckets(

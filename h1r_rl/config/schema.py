@@ -439,8 +439,8 @@ class AutoscaleConfig(Section):
     )
     patience: PositiveInt = Field(
         default=5,
-        description="Steps in a row that must ask for the same change, each together with the "
-        "max_staleness steps before it, as groups come in waves of so many.",
+        description="Steps in a row that must ask for the same change; with slots for several "
+        "steps one step more for each further one, as groups come in waves of so many.",
     )
     cool_down: NonNegativeInt = Field(
         default=10,

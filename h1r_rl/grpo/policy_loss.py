@@ -179,7 +179,7 @@ def _metric_sums(inputs, log_ratio, per_token, to_reference, loss, plan) -> dict
         }
         terms = slip_terms(log_mu_ratio, inputs.logprobs, inputs.entropy)
         for name, values in zip(SLIP_SUMS, terms, strict=True):
-            sums[name] = (values * inputs.fresh).sum()
+            sums[name] = torch.where(inputs.fresh, values, 0.0).sum()  # a stale NaN is not theirs
         if to_reference is not None:
             sums["sum/kl_reference"] = to_reference.sum()
         # A fixed set of ages, so that all ranks reduce the same keys.

@@ -267,6 +267,52 @@ def test_the_same_names_shapes_and_ranks_pass_vllms_nccl_dataclasses():
         stock.parse_update_info(update | {"shapes": []})
 
 
+def meet(deadline_s: float) -> dict[int, Communicator]:
+    """The two members of an epoch on gloo, by rank."""
+    store = open_store()
+    epoch = TransferEpoch(1, "gloo", "127.0.0.1", store.port, 2, {}, deadline_s)
+    made: dict[int, Communicator] = {}
+
+    def come(rank: int) -> None:
+        made[rank] = Communicator(epoch, rank)
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return made
+
+
+def test_a_peer_that_falls_silent_late_costs_one_deadline_and_nobody_waits_at_the_close():
+    """No broadcast in flight may wait for a thread: its own time would begin then."""
+    deadline_s = 3.0
+    made = meet(deadline_s)
+
+    def two_and_silence() -> None:
+        time.sleep(0.7 * deadline_s)
+        for _ in range(2):
+            made[0].broadcast(torch.zeros(8))
+
+    peer = threading.Thread(target=two_and_silence)
+    peer.start()
+    started = time.monotonic()
+    wire = Wire(made[1])
+    for number in range(IN_FLIGHT):
+        wire.begin(torch.zeros(8), f"p{number}")
+    wire.finish()
+    wire.finish()
+    with pytest.raises(BrokenWire, match="p2"):
+        wire.finish()
+    wire.abandon()
+    ended = time.monotonic()
+    made[1].close()
+    assert ended - started < deadline_s + 1.5
+    assert time.monotonic() - ended < 0.5
+    peer.join(10)
+    made[0].close()
+
+
 def test_closing_a_communicator_does_not_wait_for_a_pending_collective():
     store = open_store()
     epoch = TransferEpoch(1, "gloo", "127.0.0.1", store.port, 2, {}, 5.0)
