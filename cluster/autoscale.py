@@ -8,12 +8,11 @@ would idle more than the learner waits, which is false of the number that it add
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from h1r_rl.config.schema import AutoscaleConfig, RunConfig
+from h1r_rl.config.schema import AutoscaleConfig
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,6 @@ class Autoscaler:
         self._served: set[str] = set()
         self._wanted: tuple[int, str] | None = None
         self.settle()  # the first steps fill the slots
-
-    @classmethod
-    def of(cls, config: RunConfig, rollouts: Any) -> Autoscaler | None:
-        settings, grpo = config.rollout.autoscale, config.grpo
-        if settings is None or grpo is None:
-            return None
-        wave = grpo.max_staleness + 1 + math.ceil(grpo.generation_cache / grpo.prompts_per_step)
-        return cls(settings, rollouts, wave)
 
     def settle(self) -> None:
         """Something was changed: begin again after the cool-down."""

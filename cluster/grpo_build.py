@@ -30,18 +30,19 @@ async def build_run(
     assert grpo is not None
     for name, facts in (await rollouts.facts()).items():
         tracker.set_tag(f"engine.{name}", str(facts))
+    buffer = GroupBuffer(
+        prompts_per_step=grpo.prompts_per_step,
+        max_staleness=grpo.max_staleness,
+        max_backfill=grpo.max_backfill,
+        generation_cache=grpo.generation_cache,
+    )
     return GRPORun(
         config=config,
         learner=learner,
         rollouts=rollouts,
         rewards=rewards,
         prompts=prompts,
-        buffer=GroupBuffer(
-            prompts_per_step=grpo.prompts_per_step,
-            max_staleness=grpo.max_staleness,
-            max_backfill=grpo.max_backfill,
-            generation_cache=grpo.generation_cache,
-        ),
+        buffer=buffer,
         weights=WeightSync(
             learner,
             rollouts,
@@ -58,5 +59,6 @@ async def build_run(
             rewards=rewards,
             tracker=tracker,
             free=ray.available_resources,
+            wave=buffer.max_staleness + 1,
         ),
     )

@@ -113,15 +113,17 @@ class Scaling:
         rewards: Any,
         tracker: Any,
         free: Callable[[], dict[str, float]],
+        wave: int,
     ) -> None:
-        """`free`: the cluster's resources that nobody holds."""
+        """`free`: the cluster's resources that nobody holds. `wave`: see `autoscale`."""
         self._config = config
         self._control = control
         self._rollouts = rollouts
         self._rewards = rewards
         self._tracker = tracker
         self._free = free
-        self._autoscaler = Autoscaler.of(config, rollouts)
+        bounds = config.rollout.autoscale
+        self._autoscaler = Autoscaler(bounds, rollouts, wave) if bounds else None
         self._running: asyncio.Task[None] | None = None
 
     def after_step(self, metrics: Mapping[str, float]) -> None:

@@ -1,24 +1,19 @@
 """One chat completion from an OpenAI-compatible service, within a deadline that always holds.
 
-Invariant: `complete` returns or raises ChatFailed by its deadline, whatever the service does: sends
-a byte a second, never answers, is not there. The request runs on a thread of its own, whose socket
-is shut when it is late. Redirects are not followed, so the key goes to the address in the settings
-and nowhere else. What may pass is tried again: no connection, 408, 409, 429, 5xx, an unreadable
-body; 400 or 401 never.
+Invariant: `complete` returns or raises ChatFailed by its deadline, whatever the service does (see
+`http_post`). What may pass is tried again: no connection, 408, 409, 429, 5xx, an unreadable body;
+400 or 401 never.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import socket
-import threading
 import time
-from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from queue import Empty, SimpleQueue
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
+
+from rewards.http_post import post
 
 MAX_REPLY_BYTES = 1 << 20
 _PASSING = frozenset({408, 409, 429})
@@ -40,11 +35,18 @@ def complete(
     left = deadline - time.monotonic()
     if left <= 0:
         raise ChatFailed("timeout")
-    headers = {"Content-Type": "application/json", "Connection": "close"}
-    if key is not None:
-        headers["Authorization"] = f"Bearer {key}"
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     data = json.dumps(body).encode("ascii")
-    status, after, reply = _post(url, headers, data, min(attempt_s, left))
+    try:
+        status, after, reply = post(url, headers, data, min(attempt_s, left), MAX_REPLY_BYTES)
+    except TimeoutError:
+        raise ChatFailed("timeout") from None
+    except OSError:
+        raise ChatFailed("unreachable") from None
+    except HTTPException:
+        raise ChatFailed("unreadable") from None
+    if len(reply) > MAX_REPLY_BYTES:
+        raise ChatFailed("unreadable")
     if status != 200:
         passing = status in _PASSING or status >= 500
         raise ChatFailed(f"http_{status}", passing, after_s=_seconds(after))
@@ -70,56 +72,6 @@ def _content(reply: bytes) -> str:
     if cut or not isinstance(text, str):
         raise ChatFailed("cut_off" if cut else "unreadable")
     return text
-
-
-def _post(
-    url: str, headers: dict[str, str], data: bytes, timeout_s: float
-) -> tuple[int, str | None, bytes]:
-    """Status, Retry-After and body."""
-    address = urlsplit(url)
-    kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
-    connection = kind(address.hostname or "", address.port, timeout=timeout_s)
-    sockets: list[socket.socket] = []
-    made: SimpleQueue[Any] = SimpleQueue()
-    late = threading.Event()
-
-    def work() -> None:
-        try:
-            connection.connect()
-            sockets.append(connection.sock)
-            if late.is_set():
-                return
-            path = address.path + (f"?{address.query}" if address.query else "")
-            connection.request("POST", path, data, headers)
-            response = connection.getresponse()
-            body = response.read(MAX_REPLY_BYTES + 1)
-            made.put((response.status, response.getheader("Retry-After"), body))
-        except Exception as error:
-            made.put(error)
-        finally:
-            connection.close()
-
-    threading.Thread(target=work, name="chat", daemon=True).start()
-    try:
-        outcome = made.get(timeout=timeout_s)
-    except Empty:
-        outcome = TimeoutError()
-    finally:
-        late.set()
-        for sock in sockets:  # ends a thread that still reads
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-    if isinstance(outcome, TimeoutError):
-        raise ChatFailed("timeout")
-    if isinstance(outcome, HTTPException):
-        raise ChatFailed("unreadable")
-    if isinstance(outcome, OSError):
-        raise ChatFailed("unreachable")
-    if isinstance(outcome, Exception):
-        raise outcome
-    if len(outcome[2]) > MAX_REPLY_BYTES:
-        raise ChatFailed("unreadable")
-    return outcome
 
 
 def _seconds(header: str | None) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from rewards.latex_text import GROUP
+
 _LEADING = re.compile(
     r"\s*(?:[<>\u2264\u2265]|\\(?:[lg]eq?|[lg]eqslant|[lg]eqq|lt|gt|ll|gg)(?![a-z]))"
 )
@@ -44,7 +46,6 @@ _HEDGES = re.compile(
 _CASES = {"if", "otherwise", "else", "unless", "except"}
 _RANGE = re.compile(r"\bto\b[\s}$(]*[-+.\\]?\d")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_GROUP = re.compile(r"\\(?:text|mathrm|textrm|textbf|textit|mathbf|mbox)\s*\{([^{}]*)\}")
 _NUMBER_IN_TEXT = re.compile(r"(?<![\w^.{/-])\d+(?:\.\d+)?")
 _PRIME = re.compile(r"'(?![A-Za-z])|\\prime(?![a-z])")
 _ELLIPSIS = re.compile(r"\\[lcvd]?dots[cbmio]?(?![a-z])|\.\.+")
@@ -110,7 +111,7 @@ def hedges(answer: str, truth: str) -> bool:
     expected_numbers = set(_NUMBER_IN_TEXT.findall(truth))
     return any(
         set(_NUMBER_IN_TEXT.findall(content)) - expected_numbers
-        for content in _GROUP.findall(answer)
+        for content in GROUP.findall(answer)
     )
 
 
@@ -120,5 +121,5 @@ def _words(text: str) -> str:
 
 def _marks(text: str) -> tuple[int, bool]:
     """The number of primes and whether something is left out by dots."""
-    bare = _GROUP.sub(" ", text)
+    bare = GROUP.sub(" ", text)
     return len(_PRIME.findall(bare)), bool(_ELLIPSIS.search(bare))

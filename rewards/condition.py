@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rewards.latex_text import GROUP
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -25,7 +27,6 @@ class Condition:
         return self.kind in {"integer", "natural", "least integer"} or self.letter in "ijklmn"
 
 
-_GROUP = re.compile(r"\\(?:text|mathrm|textrm|textit|mbox)\s*\{([^{}]*)\}")
 _START = re.compile(
     r"[,;(]|\\q?quad(?![a-z])|\\(?:text|mathrm|textrm|mbox)\s*\{|\s(?:for|where|with)\s|\\forall"
 )
@@ -101,7 +102,7 @@ def _split(text: str) -> tuple[str, Condition | None]:
 
 
 def _condition(tail: str) -> Condition | None:
-    plain = _NOISE.sub(" ", _GROUP.sub(r" \1 ", tail)).strip(" ,;.")
+    plain = _NOISE.sub(" ", GROUP.sub(r" \1 ", tail)).strip(" ,;.")
     if plain.startswith("(") and plain.endswith(")"):
         plain = plain[1:-1]
     lead = _LEAD.match(plain)
@@ -117,7 +118,7 @@ def _condition(tail: str) -> Condition | None:
 def _is_formula_in(formula: str, letter: str) -> bool:
     if _RELATION.search(formula) or formula.count("(") != formula.count(")"):
         return False
-    value = re.sub(r"\\[a-zA-Z]+", " ", _GROUP.sub(" ", formula.rpartition("=")[2]))
+    value = re.sub(r"\\[a-zA-Z]+", " ", GROUP.sub(" ", formula.rpartition("=")[2]))
     return letter in value
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from rewards.latex_text import GROUP
+
 LABELS = frozenset(
     "day week month year hour minute round step stage level option choice case figure problem"
     " question part room row column line number no player team box door card house page chapter"
@@ -21,7 +23,6 @@ _CHANGING = frozenset(
     " sunday minus negative plus not about over under above below half twice base log sqrt root"
     " sin cos tan exp mod".split()
 )
-_GROUP = re.compile(r"\\(?:text|mathrm|textrm|textbf|textit|mathbf|mbox)\s*\{([^{}]*)\}")
 _LABELLED = re.compile(
     r"(?:the\s+)?(?P<word>[A-Za-z]{2,20})\.?[\s~]*(?:\\?#)?\(?(?P<value>\d[\d,]{0,20}|[A-J])\)?\.?",
     re.IGNORECASE,
@@ -58,5 +59,5 @@ def _chosen(answer: str, truth: str) -> str:
 
 
 def _parts(text: str) -> tuple[str, str] | None:
-    match = _LABELLED.fullmatch(_GROUP.sub(r"\1", text).strip())
+    match = _LABELLED.fullmatch(GROUP.sub(r"\1", text).strip())
     return (match["word"].lower(), match["value"]) if match else None

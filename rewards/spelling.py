@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rewards.latex_text import GROUP
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _VULGAR = {
@@ -87,7 +89,6 @@ _BUILDER = re.compile(
     r"(?:\\mid(?![a-z])|\\vert(?![a-z])|\\colon(?![a-z])|:|\|)(.+)\\\}\s*"
 )
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt|neq?)(?![a-z])")
-_GROUP = re.compile(r"\\(?:text|mathrm|textrm|textbf|textit|mbox)\s*\{([^{}]*)\}")
 _SEPARATOR = re.compile(r"[\s.,;:()~]*(or|and)?[\s.,;:()~]*", re.IGNORECASE)
 _VALUES = re.compile(r"[\s.,;:()]*(or|and)\s+([-+\d./\s]+)[)\s]*", re.IGNORECASE)
 _COUNTED = re.compile(r"\s*(\d[\d,.]*)\s+([A-Za-z][A-Za-z ]*)")
@@ -120,14 +121,14 @@ def open_words(text: str) -> str:
     r"""`and` and `or` out of their boxes of text, together with the values that hide there:
     `5\text{. Or 6}` is `5\text{ or } 6`."""
     text = _SPACED_WORD.sub(lambda m: f"\\text{{ {m[1] or m[2]} }}", text)
-    whole = _GROUP.fullmatch(text.strip())
+    whole = GROUP.fullmatch(text.strip())
     counted = _COUNTED.fullmatch(whole.group(1)) if whole else None
     if counted is not None:
         return f"{counted[1]}\\text{{ {counted[2]}}}"
     if whole is not None and any(character.isdigit() for character in whole.group(1)):
         text = whole.group(1)
     text = _LOOSE_SEPARATOR.sub(_loose, text)
-    return _GROUP.sub(_opened, text)
+    return GROUP.sub(_opened, text)
 
 
 def _loose(match: re.Match[str]) -> str:

@@ -6,11 +6,12 @@ import importlib.util
 import os
 from pathlib import Path
 
-from h1r_rl.config.lora_targets import model_type_of, target_modules
+from h1r_rl.config.lora_targets import target_modules
 from h1r_rl.config.parallel_sizes import heads_of_folder, heads_of_tiny
 from h1r_rl.config.schema import ClusterConfig, RunConfig, TinyModelConfig
 from h1r_rl.errors import ConfigError
 from h1r_rl.grpo.tripwires import gap_bounds
+from h1r_rl.hybrid.model_folder import read_config
 
 
 def check_run(config: RunConfig) -> None:
@@ -32,11 +33,7 @@ def _check_model(config: RunConfig) -> None:
         raise ConfigError(
             f"model: expected exactly one of 'path' and 'tiny', found {found}; set one"
         )
-    if model.path is not None and not (model.path / "config.json").is_file():
-        raise ConfigError(
-            f"model.path: expected a Hugging Face folder with config.json, found none in "
-            f"{model.path}; give a downloaded model's folder, or set model.tiny to build one"
-        )
+    model_type = str(read_config(model.path).get("model_type")) if model.path else "falcon_h1"
     if model.tiny:
         _check_widths(model.tiny)
     if model.tiny and config.rollout.max_model_len > model.tiny.max_position:
@@ -45,7 +42,7 @@ def _check_model(config: RunConfig) -> None:
             f"model.tiny.max_position ({model.tiny.max_position}); lower the first"
         )
     if model.lora is not None:
-        target_modules(model.lora, model_type_of(model.path) if model.path else "falcon_h1")
+        target_modules(model.lora, model_type)
         if config.learner.zero_stage == 3:
             raise ConfigError(
                 "model.lora: expected learner.zero_stage 0, 1 or 2, found 3: there ranks send "

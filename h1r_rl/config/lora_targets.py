@@ -7,11 +7,8 @@ the output head: an adapter on these would never be computed with.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from h1r_rl.config.schema import LoraConfig
 from h1r_rl.errors import ConfigError
-from h1r_rl.hybrid.model_folder import read_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = {
@@ -48,7 +45,3 @@ def target_modules(lora: LoraConfig, model_type: str) -> tuple[str, ...]:
                 f"{', '.join(known)}"
             )
     return lora.target_modules
-
-
-def model_type_of(folder: Path) -> str:
-    return str(read_config(folder).get("model_type"))

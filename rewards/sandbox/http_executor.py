@@ -12,13 +12,12 @@ import itertools
 import json
 import os
 import threading
-import urllib.error
-import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rewards.http_post import post
 from rewards.sandbox import codec, usual_names
 from rewards.sandbox.jobs import Outcome, SandboxLost, State
 from rewards.sandbox.limits import ERROR_BYTES, Limits
@@ -117,13 +116,13 @@ class HttpExecutor:
         for _ in self._urls:
             with self._lock:
                 url = self._urls[next(self._turns)]
-            request = urllib.request.Request(
-                url.rstrip("/") + "/run_code", data, {"Content-Type": "application/json"}
-            )
             most = 8 * limits.output_bytes + (1 << 20)  # JSON escapes a byte as up to six
             try:
-                with urllib.request.urlopen(request, timeout=limits.wall_s + OVERHEAD_S) as answer:
-                    answered = answer.read(most + 1)
+                status, _, answered = post(
+                    url.rstrip("/") + "/run_code", {}, data, limits.wall_s + OVERHEAD_S, most
+                )
+                if status != 200:
+                    raise OSError(f"HTTP status {status}")
                 if len(answered) > most:
                     return None
                 reply = json.loads(answered)

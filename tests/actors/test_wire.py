@@ -314,18 +314,8 @@ def test_a_peer_that_falls_silent_late_costs_one_deadline_and_nobody_waits_at_th
 
 
 def test_closing_a_communicator_does_not_wait_for_a_pending_collective():
-    store = open_store()
-    epoch = TransferEpoch(1, "gloo", "127.0.0.1", store.port, 2, {}, 5.0)
-    made: list[Communicator] = []
-    meeting = [
-        threading.Thread(target=lambda rank=rank: made.append(Communicator(epoch, rank)))
-        for rank in (0, 1)
-    ]
-    for thread in meeting:
-        thread.start()
-    for thread in meeting:
-        thread.join(10)
-    receiver = next(c for c in made if c.rank == 1)
+    made = meet(5.0)
+    receiver = made[1]
     outcome = SimpleNamespace(error=None)
 
     def wait() -> None:
@@ -344,5 +334,5 @@ def test_closing_a_communicator_does_not_wait_for_a_pending_collective():
         receiver.broadcast(torch.zeros(8))
     waiting.join(10)
     assert outcome.error is not None  # an error for who waits, not silence
-    for communicator in made:
+    for communicator in made.values():
         communicator.close()

@@ -19,17 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-ROOT = Path(__file__).parents[2]
-RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
-DEMO = ROOT / "runs" / "tiny-cpu"
-H1R = Path(sys.executable).with_name("h1r")
+
+from bench_rollouts_async import DEMO, H1R, ROOT, RUN, UNENDING  # noqa: E402
+from coin_reward import coin  # noqa: E402
+
 PROMPTS, GROUP, RATE, WARM_UP = 8, 8, 1e-4, 2
 
 
@@ -45,15 +44,8 @@ class Work(NamedTuple):
 
 WORK = {
     "answers": Work(DEMO / "sft-model", 64, 36, 12, ("data.generate.code_fraction=0",)),
-    "long": Work(
-        DEMO / "base", 192, 14, 6,
-        (
-            "data.generate=null", f"data.rl=[{DEMO / 'data/rl.parquet'}]",
-            f"data.evaluation=[{DEMO / 'data/evaluation.parquet'}]", "data.verifier_column=none",
-            "data.default_verifier=coin_reward:verify", "rollout.max_model_len=256",
-        ),
-    ),
-}  # fmt: skip
+    "long": Work(DEMO / "base", 192, 14, 6, UNENDING),
+}
 
 
 def ours(folder: Path, work: Work) -> tuple[list[float], list[float]]:
@@ -105,7 +97,7 @@ def train_with_trl(name: str, problems: str, out: str) -> None:
     def reward(completions: Any, ground_truth: list[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
         if name == "long":
-            return [float(zlib.crc32(t.encode()) & 1) for t in texts]
+            return [coin(t) for t in texts]
         return [float(final_answer(t) == g) for t, g in zip(texts, ground_truth, strict=True)]
 
     class Clock(TrainerCallback):

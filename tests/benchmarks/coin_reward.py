@@ -7,5 +7,9 @@ from h1r_rl.records import Prompt, Verdict
 
 
 def verify(prompt: Prompt, text: str, options: RewardConfig) -> Verdict:
+    return Verdict(coin(text), {}, "coin")
+
+
+def coin(text: str) -> float:
     """0 or 1 by a checksum of the answer."""
-    return Verdict(float(zlib.crc32(text.encode()) & 1), {}, "coin")
+    return float(zlib.crc32(text.encode()) & 1)

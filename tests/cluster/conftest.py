@@ -312,12 +312,13 @@ def stub_world(
 
         learner = await LearnerService.start(start_learner, folder)
         rewards, tracker, prompts = StubRewards(world), Tracker(), Prompts()
+        buffer = GroupBuffer(
+            prompts_per_step=grpo.prompts_per_step, max_staleness=grpo.max_staleness,
+            max_backfill=grpo.max_backfill, generation_cache=grpo.generation_cache,
+        )  # fmt: skip
         return GRPORun(
             config=config, learner=learner, rollouts=rollouts, rewards=rewards, prompts=prompts,
-            buffer=GroupBuffer(
-                prompts_per_step=grpo.prompts_per_step, max_staleness=grpo.max_staleness,
-                max_backfill=grpo.max_backfill, generation_cache=grpo.generation_cache,
-            ),
+            buffer=buffer,
             weights=WeightSync(
                 learner, rollouts, MANIFEST,
                 probe=Prompts().next() if probe else None, probe_limit=1e-3,
@@ -325,7 +326,7 @@ def stub_world(
             tracker=tracker,
             scaling=Scaling(
                 config, world.control, rollouts=rollouts, rewards=rewards, tracker=tracker,
-                free=lambda: world.free,
+                free=lambda: world.free, wave=buffer.max_staleness + 1,
             ),
         )  # fmt: skip
 

@@ -241,18 +241,6 @@ def test_a_context_smaller_than_what_is_asked(h1r, tiny_model_folder):
     assert code == 2 and "beyond the model's context of 512 tokens" in error
 
 
-@pytest.mark.parametrize(
-    "settings, words", [("not json", "expected JSON"), ("[]", "expected a JSON object")]
-)
-def test_model_settings_that_cannot_be_read(h1r, tmp_path, settings, words):
-    (tmp_path / "config.json").write_text(settings)
-    for size in (1, 2):
-        code, error, _ = h1r(
-            "check", "model.tiny=null", f"model.path={tmp_path}", f"rollout.tensor_parallel={size}"
-        )
-        assert code == 2 and words in error and "config.json" in error
-
-
 def test_a_model_with_experts(h1r, tmp_path):
     settings = {"model_type": "granitemoehybrid", "num_local_experts": 64}
     (tmp_path / "config.json").write_text(json.dumps(settings))

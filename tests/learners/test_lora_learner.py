@@ -90,8 +90,11 @@ def _exports_what_anybody_loads(held, folder: Path, base: Path) -> None:
         torch.testing.assert_close(held[f"{name}.weight"], merged, rtol=0, atol=1e-6)
 
 
+@pytest.mark.proof  # peft is in no lock: it pulls accelerate, which changes how models are loaded
 def test_peft_loads_the_adapter_onto_its_base(one_learner, tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip(
+        "peft", reason="pip install --no-deps --target FOLDER peft accelerate, FOLDER in PYTHONPATH"
+    )
     FORMATS["write_folder"]("34B", tmp_path / "base")
     model: Any = load_policy(tmp_path / "base")
     add_adapters(model, LORA, seed=0)

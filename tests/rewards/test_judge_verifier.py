@@ -148,7 +148,7 @@ def test_the_deadline_holds_whatever_the_service_does(service, manner):
     assert time.monotonic() - started < 3
     assert len(service.requests) >= 2
     end = time.monotonic() + 10
-    while any(thread.name == "chat" for thread in threading.enumerate()):  # none is left reading
+    while any(thread.name == "post" for thread in threading.enumerate()):  # none is left reading
         assert time.monotonic() < end
         time.sleep(0.05)
 

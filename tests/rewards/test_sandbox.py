@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from rewards.sandbox.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 LIMITS = Limits(cpu_s=5, wall_s=20)
+CHAT_STUB = runpy.run_path(str(Path(__file__).with_name("chat_stub.py")))
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +327,16 @@ def services():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_a_http_service_that_trickles_costs_its_time_and_no_more(monkeypatch):
+    monkeypatch.setattr("rewards.sandbox.http_executor.OVERHEAD_S", 0.5)
+    with CHAT_STUB["serving"]() as service:
+        service.replies = ["trickle"]
+        started = time.monotonic()
+        with pytest.raises(SandboxLost, match="no answer within 1 s"):
+            HttpExecutor((service.url,)).script("print(1)", b"", Limits(wall_s=0.5))
+        assert time.monotonic() - started < 5
 
 
 def test_http_services_in_turn(services):
