@@ -42,6 +42,6 @@ for lock in "${locks[@]}"; do
   pip install -q --no-deps $build -r "$lock"
 done
 pip install -q --no-deps --no-build-isolation -e .
-"$venv/bin/python" -c "import torch, transformers, vllm, deepspeed, ray, mlflow" 2>/dev/null \
+"$venv/bin/python" -c "import torch, transformers, vllm, deepspeed, ray, mlflow" > /dev/null 2>&1 \
   || { echo "install.sh: the environment does not import; remove $venv and run again" >&2; exit 1; }
 echo "$digest" > "$stamp"
