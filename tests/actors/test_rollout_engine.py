@@ -83,20 +83,36 @@ async def test_a_consumer_that_leaves_stops_its_requests(wire, rollout_pool):
     assert rollout_pool._engines.members["rollout-0"].in_flight == 0
 
 
+@pytest.fixture
+async def pool_of_old(wire, rollout_pool, tiny_model_folder):
+    """The pool, and however the test ends, the weights that the other tests expect in it."""
+    yield rollout_pool
+    await wire.push(rollout_pool, wire.Sender(tiny_model_folder), "3")
+
+
 async def test_weights_reach_running_generations(
-    wire, rollout_pool, tiny_model_folder, shake_model, tmp_path
+    wire, pool_of_old, tiny_model_folder, shake_model, tmp_path
 ):
+    rollout_pool = pool_of_old
     shake_model(tiny_model_folder, tmp_path / "next", seed=7)
     sender = wire.Sender(tmp_path / "next")
-    running = [
-        asyncio.create_task(wire.sample(rollout_pool, wire.prompt(i), 8, Sampling(1.0, 64)))
-        for i in range(20, 32)
-    ]
-    await asyncio.sleep(0.6)
-    pause_s = await wire.push(rollout_pool, sender, "1")
+    committed, served = asyncio.Event(), asyncio.Event()
+
+    async def ask_on(seed):  # a fast engine is through with any fixed amount before the commit
+        found = []
+        while not committed.is_set():
+            found += await wire.sample(rollout_pool, wire.prompt(seed), 8, Sampling(1.0, 64))
+            served.set()
+        return found
+
+    running = [asyncio.create_task(ask_on(i)) for i in range(20, 32)]
+    await served.wait()
+    try:
+        pause_s = await wire.push(rollout_pool, sender, "1")
+    finally:
+        committed.set()
     assert 0 < pause_s < 5
-    groups = await asyncio.gather(*running)
-    spans = [c.version_spans for group in groups for c in group]
+    spans = [c.version_spans for found in await asyncio.gather(*running) for c in found]
     both = [s for s in spans if [v.version for v in s] == ["0", "1"]]
     assert both, f"no generation lived through the update: {spans[:3]}"
 
@@ -114,9 +130,6 @@ async def test_weights_reach_running_generations(
     again = (await wire.sample(rollout_pool, wire.prompt(41), 1, Sampling(0.0, 48)))[0]
     np.testing.assert_array_equal(before.token_ids, again.token_ids)
     np.testing.assert_array_equal(before.logprobs, again.logprobs)
-
-    sender = wire.Sender(tiny_model_folder)  # back to what the other tests expect
-    await wire.push(rollout_pool, sender, "3")
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["dies", "hangs"])

@@ -116,7 +116,7 @@ def test_depth_size_and_circles_are_bounded():
 
 def test_announced_counts_are_checked_before_memory_is_taken():
     for tag in (b"l", b"t", b"d", b"e", b"s", b"i", b"b"):
-        with pytest.raises(CodecError):
+        with pytest.raises(CodecError, match="announces more than it holds"):
             decode(tag + b"\xff\xff\xff\xff")
 
 

@@ -115,6 +115,26 @@ def test_descriptors(program):
     assert "memfd" in files[0] and "pipe" in files[1] and "pipe" in files[2]
 
 
+def test_what_it_is_given_cannot_be_written(executor):
+    """The input's file is sealed: neither overwritten nor grown beside the limits of /tmp."""
+    source = """
+import os
+for attempt in (lambda: os.pwrite(0, b"x", 0), lambda: os.pwrite(0, b"x", 1 << 20)):
+    try:
+        print(attempt())
+    except OSError as error:
+        print(error.errno == 1)
+"""
+    assert executor.script(source, b"some input", LIMITS).stdout == b"True\nTrue\n"
+
+
+def test_a_message_too_large_to_be_one_is_not_waited_for(executor):
+    source = "import os, time\ndef f():\n    os.write(3, b'\\0\\0\\0\\x70')\n    time.sleep(60)\n"
+    started = time.monotonic()
+    assert executor.call(source, "f", [], LIMITS).state == "runtime_error"
+    assert time.monotonic() - started < LIMITS.wall_s / 2
+
+
 def test_environment_is_empty(program):
     text = Path(f"/proc/{program}/environ").read_bytes()
     names = {entry.split(b"=")[0] for entry in text.split(b"\0") if entry}
