@@ -50,8 +50,8 @@ async def _all_gone(pids: list[int], seconds: float = 10) -> bool:
     return True
 
 
-async def _ask(pool, samples: int = 64) -> None:
-    """A group long enough to be killed in the middle of."""
+async def _ask(pool, samples: int = 512) -> None:
+    """A group long enough to be killed in the middle of, on a fast machine too."""
     prompt = Prompt("p", 0, np.arange(10, dtype=np.int32), "q", "math", "1")
     async for _ in pool.generate(prompt, range(samples), Sampling(1.0, 64)):
         pass
