@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -53,7 +54,33 @@ class Communicator:
         self._store = dist.PrefixStore(f"epoch-{epoch.number}", store)
         self._group: Any = self._make_group(timeout)
         if epoch.backend == "nccl":  # which meets in its first collective, gloo when it is made
-            self.broadcast(torch.zeros(1, dtype=torch.uint8, device="cuda"))
+            self._meet_by_broadcast(torch.cuda.current_device())
+
+    def _meet_by_broadcast(self, device: int) -> None:
+        """NCCL waits for its peers inside a call without a deadline: on a thread of its own, which
+        is left behind when the epoch's deadline has passed."""
+        outcome: Future[None] = Future()
+
+        def meet() -> None:
+            try:
+                self._first_broadcast(device)
+                outcome.set_result(None)
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=meet, name="weights-meeting", daemon=True).start()
+        try:
+            outcome.result(self.epoch.deadline_s)
+        except TimeoutError:
+            with self._lock:
+                self._closed = True  # its group goes when that thread comes back
+            raise RuntimeError(
+                f"rank {self.rank}: the {self.epoch.world_size} members of epoch "
+                f"{self.epoch.number} did not meet within {self.epoch.deadline_s:g} s (NCCL)"
+            ) from None
+
+    def _first_broadcast(self, device: int) -> None:
+        self.broadcast(torch.zeros(1, dtype=torch.uint8, device=f"cuda:{device}"))
 
     def _make_group(self, timeout: timedelta) -> Any:
         size = self.epoch.world_size

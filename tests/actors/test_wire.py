@@ -336,3 +336,19 @@ def test_closing_a_communicator_does_not_wait_for_a_pending_collective():
     assert outcome.error is not None  # an error for who waits, not silence
     for communicator in made.values():
         communicator.close()
+
+
+def test_nccls_meeting_ends_at_the_epochs_deadline(monkeypatch):
+    """A peer that stands still inside NCCL's set-up holds nobody: its call has no deadline."""
+    store, never = open_store(), threading.Event()
+    epoch = TransferEpoch(7, "nccl", "127.0.0.1", store.port, 3, {}, 0.3)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(Communicator, "_make_group", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(Communicator, "_first_broadcast", lambda *_: never.wait(20))
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"rank 1: the 3 members of epoch 7 did not meet within"):
+        Communicator(epoch, 1)
+    assert time.monotonic() - started < 5
+    never.set()
+    monkeypatch.setattr(Communicator, "_first_broadcast", lambda *_: None)
+    Communicator(epoch, 1)
