@@ -96,18 +96,17 @@ async def test_weights_reach_running_generations(
     rollout_pool = pool_of_old
     shake_model(tiny_model_folder, tmp_path / "next", seed=7)
     sender = wire.Sender(tmp_path / "next")
-    committed, served = asyncio.Event(), asyncio.Event()
+    committed = asyncio.Event()
 
     async def ask_on(seed):  # a fast engine is through with any fixed amount before the commit
         found = []
         while not committed.is_set():
             found += await wire.sample(rollout_pool, wire.prompt(seed), 8, Sampling(1.0, 64))
-            served.set()
         return found
 
     running = [asyncio.create_task(ask_on(i)) for i in range(20, 32)]
-    await served.wait()
     try:
+        await wire.sample(rollout_pool, wire.prompt(32), 1, Sampling(1.0, 4))  # all are at work
         pause_s = await wire.push(rollout_pool, sender, "1")
     finally:
         committed.set()
