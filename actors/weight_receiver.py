@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from actors.complete_load import check_complete, parameter_names
 from actors.cpu_convolution import refresh_convolutions
 from actors.cpu_prefix_cache import split_prefills_at_blocks
 from actors.cpu_tied_head import pack_tied_heads
@@ -56,6 +57,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
         split_prefills_at_blocks()  # built with the model, before the cache is laid out
         self._transfer: StagedTransfer | None = None
         self._staged: dict[str, Tensor] = {}
+        self._expected: frozenset[str] = frozenset()
 
     def init_transfer_engine(self, init_info: ReceiverCommand) -> None:
         if init_info.action == "join":
@@ -82,6 +84,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         self._staged = self._epoch().take()  # raises while the model is still whole
+        self._expected = parameter_names(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -92,6 +95,7 @@ class WeightReceiver(WeightTransferEngine[ReceiverCommand, CommitInfo]):
 
     def receive_weights(self, update_info: CommitInfo) -> None:
         self.model.load_weights(iter(self._staged.items()))
+        check_complete(self.model, self._expected)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -1,27 +1,31 @@
 """A real engine that holds other than the learner's model trips the guard; a sound one does not.
 
 Faults go in as weights: what arrives is what a faulty engine would compute with. A bfloat16 `A_log`
-is none of them: over these 48 tokens of two layers it moves the mean from 8e-7 to 2.4e-6, and over
-the 2,048 tokens of six layers in `results/logprob_gap.json` beyond the stop bound. `h1r selftest`
-reads it from the engine.
+and, beside a bfloat16 engine, a layer that no update reaches do not show in log-probabilities (over
+these 48 tokens of two layers the first moves the mean from 8e-7 to 2.4e-6; for more tokens and
+layers see `results/logprob_gap.json`): the values that the engine holds and its count of what was
+loaded show them, at any dtype.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cluster.agreement import values_agree
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig
-from h1r_rl.errors import RunFailed
+from h1r_rl.errors import RunFailed, WeightTransferError
 from h1r_rl.grpo.tripwires import Tripwires, gap_bounds
 from h1r_rl.hybrid.computed_values import computed_values, disagreements
 from h1r_rl.hybrid.engine_values import compute_as_engine
 from h1r_rl.hybrid.load import load_policy
 from h1r_rl.hybrid.logprob_gap import gap, slip_terms, temperature_slip
 from h1r_rl.interfaces import Sampling
+from h1r_rl.weight_manifest import WeightManifest
 from learners.deepspeed_engine import PolicyLogprobs
 
 
@@ -175,5 +179,30 @@ async def test_a_bfloat16_engine_and_its_learner_compute_with_one_value(
         assert hotter["logprob_gap"] < gap_bounds(GRPOConfig(steps=1), config, learner)[1]
         with pytest.raises(RunFailed, match="learner's temperature 0.9"):
             wires.before_update(1, hotter)
+        await a_rounded_a_log_stops_the_run(wire, pool, tmp_path / "next", side)
+        await a_layer_that_never_arrives_is_refused(wire, pool, tmp_path / "next")
     finally:
         await pool.close()
+
+
+async def a_rounded_a_log_stops_the_run(wire, pool, folder, side):
+    async def own():
+        return {name: values.numpy() for name, values in side.values().items()}
+
+    learner = SimpleNamespace(computed_values=own)
+    await values_agree(1, pool, learner, tensor_parallel=1)
+    sender = wire.Sender(folder)
+    for name, values in sender.tensors.items():
+        if name.endswith("A_log"):
+            sender.tensors[name] = values.bfloat16().float()
+    await wire.push(pool, sender, "2", deadline_s=60)
+    with pytest.raises(RunFailed, match=r"2 tensors differ, the most rollout-0: mixer.\d.A by"):
+        await values_agree(2, pool, learner, tensor_parallel=1)
+
+
+async def a_layer_that_never_arrives_is_refused(wire, pool, folder):
+    sender = wire.Sender(folder)
+    kept = [spec for spec in sender.manifest.parameters if ".layers.1." not in spec.name]
+    sender.manifest = WeightManifest(tuple(kept), sender.manifest.bucket_bytes)
+    with pytest.raises(WeightTransferError, match=r"leave model.layers.1.\S+ .*as it was"):
+        await wire.push(pool, sender, "3", deadline_s=60)
