@@ -14,8 +14,10 @@ def to_completion(output: Any, index: int, engine: str, tokenizer: Any) -> Compl
     """The ids as sampled, their logprobs, and whose weights sampled them. A label that is not ours
     (vLLM's first one is "default") is an error, and so is a token without a label."""
     ids = np.array(output.token_ids, dtype=np.int32)
-    pairs = zip(output.logprobs, output.token_ids, strict=True)
-    logprobs = np.array([entry[token].logprob for entry, token in pairs], dtype=np.float32)
+    flat = output.logprobs  # vLLM's FlatLogprobs
+    if flat.token_ids != output.token_ids:
+        raise RuntimeError(f"{engine}: expected one logprob, its own, of each of {len(ids)} tokens")
+    logprobs = np.array(flat.logprobs, dtype=np.float32)
     spans = tuple(VersionSpan(s.version, s.start, s.end) for s in output.weight_versions or ())
     edges = [0, *(span.end for span in spans)]
     contiguous = [span.start for span in spans] == edges[:-1] and edges[-1] == len(ids)

@@ -160,6 +160,7 @@ class RolloutActor:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the sampled token's own
+            flat_logprobs=True,  # no dict and object a token in the process that serves them all
             detokenize=False,  # see answer_text
             stop_token_ids=self._stop_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,

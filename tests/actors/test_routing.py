@@ -148,14 +148,24 @@ def test_what_breaks_the_ratio_is_refused(monkeypatch):
     ids=["foreign label", "uncovered", "overlapping", "none"],
 )
 def test_tokens_without_our_label_are_an_error(spans):
-    output = SimpleNamespace(
-        token_ids=[5, 6],
-        logprobs=[{5: SimpleNamespace(logprob=-1.0)}, {6: SimpleNamespace(logprob=-2.0)}],
+    output = finished([5, 6], [5, 6], spans)
+    with pytest.raises(RuntimeError, match="expected our version labels over 2 tokens"):
+        to_completion(output, 0, "rollout-0", None)
+
+
+def finished(ids: list[int], scored: list[int], spans):
+    return SimpleNamespace(
+        token_ids=ids,
+        logprobs=SimpleNamespace(token_ids=scored, logprobs=[-float(t) for t in scored]),
         weight_versions=[SimpleNamespace(version=v, start=s, end=e) for v, s, e in spans],
         finish_reason="stop",
     )
-    with pytest.raises(RuntimeError, match="expected our version labels over 2 tokens"):
-        to_completion(output, 0, "rollout-0", None)
+
+
+@pytest.mark.parametrize("scored", [[5], [5, 7], [5, 6, 6]])
+def test_logprobs_of_other_tokens_are_an_error(scored):
+    with pytest.raises(RuntimeError, match="expected one logprob, its own, of each of 2 tokens"):
+        to_completion(finished([5, 6], scored, [("3", 0, 2)]), 0, "rollout-0", None)
 
 
 def test_seeds_of_requests_are_an_option():

@@ -55,7 +55,7 @@ def measured_actor() -> Any:
 
             return SamplingParams(
                 temperature=1.0, max_tokens=max_tokens, logprobs=0, ignore_eos=ignore_eos,
-                detokenize=False,
+                detokenize=False, flat_logprobs=True,
                 stop_token_ids=[] if ignore_eos else self._stop_ids,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
