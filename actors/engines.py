@@ -200,6 +200,7 @@ class Engines:
         task = asyncio.create_task(self._replacement(opening))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
+        task.add_done_callback(lambda _: opening.close())  # where the pool closed before it began
 
     async def _replacement(self, opening: Any) -> None:
         try:
