@@ -133,6 +133,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "proof")
     arguments = parser.parse_args()
+    if not read_metrics(DEMO / "metrics.jsonl"):
+        parser.error(f"expected the demo's steps in {DEMO}, found none: run `make demo` first")
     folder = arguments.folder
     seeds = {seed: run(folder, f"seed{seed}", f"seed={seed}") for seed in arguments.seeds}
     shuffled = {}
