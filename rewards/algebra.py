@@ -18,8 +18,9 @@ from typing import Any
 from rewards.commitment import approximations, evaluated, hedges, refuses, unnamed
 from rewards.condition import without_conditions
 from rewards.congruence import congruences_agree
-from rewards.equation import Equation, equations
+from rewards.equation import Equation, as_tuple, equations
 from rewards.exact_answer import compare_values, decimal_places, normalise, rational
+from rewards.ratio import ratios_agree
 from rewards.spelling import both_signs, open_words, respell
 from rewards.units import in_unit_of, quantity, same_kind
 
@@ -116,16 +117,32 @@ def _quantities_agree(answer: str, truth: str) -> bool:
     exactly = compare_values(value, expected.value)
     if exactly is not None:
         return exactly
-    if {_delimiter(value), _delimiter(expected.value)} == {"set", "tuple"}:
+    in_proportion = ratios_agree(value, expected.value, _parsed_agree)
+    if in_proportion is not None:
+        return in_proportion
+    value, other = _as_tuples(value, expected.value)
+    if {_delimiter(value), _delimiter(other)} == {"set", "tuple"}:
         return False
-    return _parsed_agree(value, expected.value)
+    return _parsed_agree(value, other)
+
+
+def _as_tuples(answer: str, truth: str) -> tuple[str, str]:
+    """Beside a tuple, x = 1, y = 2 is one: to the parser it would have no order."""
+    kinds = _delimiter(answer), _delimiter(truth)
+    if kinds == ("tuple", ""):
+        return answer, as_tuple(truth) or truth
+    if kinds == ("", "tuple"):
+        return as_tuple(answer) or answer, truth
+    return answer, truth
 
 
 def _parsed_agree(answer: str, truth: str) -> bool:
     from math_verify import verify
 
     gold, found = expressions(truth), expressions(answer)
-    if not gold or not found or (_is_unsolved(found[0]) and not _is_unsolved(gold[0])):
+    if not gold or not found or _is_undefined(gold[0]):
+        return False
+    if _is_unsolved(found[0]) and not _is_unsolved(gold[0]):
         return False
     for text, other in ((answer, gold), (truth, found)):
         rounded = _rounding(text, other[0])
@@ -229,6 +246,13 @@ def _ascending(text: str) -> str:
     turned = ["<" if sign.strip() in {">", "\\gt"} else "\\leq " for sign in sides[1::2]]
     rest = zip(turned[::-1], sides[-3::-2], strict=True)
     return sides[-1] + "".join(sign + side for sign, side in rest)
+
+
+def _is_undefined(expression: Any) -> bool:
+    """A division by zero is no value, and so equal to none."""
+    import sympy
+
+    return isinstance(expression, sympy.Basic) and expression.has(sympy.zoo, sympy.nan)
 
 
 def _is_unsolved(expression: Any) -> bool:

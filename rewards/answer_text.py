@@ -21,12 +21,30 @@ _JOINT = re.compile(
     r"|\\(?:text|mathrm|textrm)\s*\{[\s,;]*(?:and|or)?[\s,;]*\})*"
 )
 _ANCHOR = re.compile(
-    r"####|(?:final\s+answer|answer|result)(?:[ \t]*(?:\*+[ \t]*)?(?:is|:|=)|[ \t]+would[ \t]+be"
+    r"####|<answer>|final\s+answer[ \t*]*(?=\n)"
+    r"|(?:final\s+answer|answer|result)(?:[ \t]*(?:\*+[ \t]*)?(?:is|:|=)|[ \t]+would[ \t]+be"
     r"|[ \t]*to[^.:\n]{0,80}?(?:is|:))[ \t]*:?\**",
     re.IGNORECASE,
 )
 _DENIED = re.compile(r"(?:\b(?:not|wrong|incorrect|false|bad)(?:[ \t]+the)?|\bno)[ \t*]*$", re.I)
-_SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_DOUBTED = re.compile(
+    r"(?:\b(?:if|whether|suppos(?:e|ing)|assum(?:e|ing)|unlikely|doubt)"
+    r"|(?:n['\u2019]t|\bnot)[ \t]+(?:think|believe|sure))(?:[ \t]+that)?"
+    r"(?:[ \t]+(?:the|my|our))?(?:[ \t]+(?:correct|right|best|final))?[ \t*]*$", re.I,
+)
+_ADVERB = re.compile(r"^(?:therefore|thus|hence|then|simply|just|indeed|equal to)\b[ \t,:]*", re.I)
+_REASON = re.compile(r"(?:,[ \t]*(?:which|because|since)|[ \t](?:because|since))[ \t].*")
+_WEAKENED = re.compile(
+    r"\b(?:not|wrong|incorrect|false|or|but|maybe|perhaps|unless|if|except)\b|n't", re.I
+)
+_NAMED = re.compile(  # Final answer: The number of ways is $42$.
+    r"[A-Za-z][A-Za-z ,'-]{0,200} (?:is|are|equals) "
+    r"(?P<value>\$[^$]{1,200}\$|[-+]?[\d.,/]{1,40})\.?"
+)
+_SENTENCE_END = re.compile(  # not in E. coli or St. Petersburg
+    r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMt)(?<!\bMrs)"
+    r"(?:(?<!\b[A-Z])\.(?:\s|$)|\.(?:\s+(?![a-z\s])|$))"
+)
 _MATH = re.compile(
     r"\$\$?([^$]{1,2000}?)\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
 )
@@ -101,21 +119,41 @@ def _box_content(text: str, start: int) -> tuple[str | None, int]:
 
 def _answer_line(tail: str) -> str | None:
     for anchor in reversed(list(_ANCHOR.finditer(tail))):
-        if _DENIED.search(tail[max(0, anchor.start() - 40) : anchor.start()]):
+        if is_denied(tail, anchor.start()):
             continue
-        rest = tail[anchor.end() :].lstrip(" \t*")
+        rest = tail[anchor.end() :].split("</answer>", 1)[0].lstrip(" \t*")
+        if anchor.group() == "<answer>":
+            rest = rest.lstrip()
+        rest = _ADVERB.sub("", rest, count=1)
         below = _MATH.match(rest.lstrip()) if rest.startswith(("\n", "$$\n", "\\[\n")) else None
         if below is not None:
             return _inside(below)
         line = rest.split("\n", 1)[0].strip()
         values = _joined_math(line)
-        answer = _tidy(values or _SENTENCE_END.split(line, maxsplit=1)[0])
+        answer = _tidy(values or _stated(_SENTENCE_END.split(line, maxsplit=1)[0]))
         if answer:
             return answer
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
     if lines and _BARE_LINE.fullmatch(lines[-1].strip("* ")):
         return _tidy(lines[-1])
     return None
+
+
+def is_denied(text: str, position: int) -> bool:
+    """Does what stands before `position` take back that the answer, named there, is one?"""
+    before = text[max(0, position - 40) : position]
+    return bool(_DENIED.search(before) or _DOUBTED.search(before))
+
+
+def _stated(sentence: str) -> str:
+    """The value of `42, which is even` and `the number of ways is $42$`."""
+    reason = _REASON.search(sentence)
+    if reason is not None and not _WEAKENED.search(reason.group()):
+        sentence = sentence[: reason.start()]
+    named = _NAMED.fullmatch(sentence)
+    if named is not None and not _WEAKENED.search(sentence):
+        return named["value"]
+    return sentence
 
 
 def _joined_math(line: str) -> str | None:

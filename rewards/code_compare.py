@@ -19,6 +19,8 @@ MAX_INT_KEY = 1 << 64  # longer ones are no keys: their digits cost quadratic ti
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
 
+_PADDED = re.compile(r"[+-]?0[0-9]")
+
 
 def same_output(claimed: bytes, expected: str, tolerance: float = 0.0) -> bool:
     """Equal lines but for space at their ends, or equal tokens line by line, numbers by value."""
@@ -85,6 +87,8 @@ def _same_token(ours: str, theirs: str, tolerance: float) -> bool:
         return True
     if max(len(ours), len(theirs)) > MAX_NUMBER_CHARS:
         return False
+    if bool(_PADDED.match(ours)) != bool(_PADDED.match(theirs)):
+        return False  # 0011 is a string of digits
     if not (_NUMBER.fullmatch(ours) and _NUMBER.fullmatch(theirs)):
         return False
     if Decimal(ours) == Decimal(theirs):

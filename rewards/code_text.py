@@ -35,6 +35,7 @@ _STATEMENT = re.compile(  # an unindented line that goes on with a program, not 
     r"|(?:async[ \t]+)?(?:if|elif|for|while|with|except)\b.*:[ \t]*(?:#.*)?$"
     r"|(?:else|try|finally|except)[ \t]*:"
 )
+_HEAD = re.compile(r"(?P<margin>[ \t]*)(?:\S.*)?\S[ \t]*:[ \t]*(?:#.*)?")
 _QUOTES = re.compile(r"\"\"\"|'''")
 _IMPORT = re.compile(
     r"^(?:import[ \t]+\w[^\n(]*|from[ \t]+[\w.]+[ \t]+import[ \t]+(?:\([^()]*\)|[^\n(]+))", re.M
@@ -124,8 +125,15 @@ def completed(stub: str, code: str, entry_point: str) -> str:
     """The candidate: `code` after the prompt's imports and helpers, or as the stub's body."""
     stub = stub if not stub or stub.endswith("\n") else stub + "\n"
     if _binds(entry_point).search(code) or not stub:
-        return f"{stub}\n{code}"
+        return f"{with_body(stub)}\n{code}"
     return stub + code
+
+
+def with_body(stub: str) -> str:
+    """`stub`, which compiles: where it ends in the head of a function, with `pass` behind it."""
+    code = [line for line in stub.splitlines() if line.strip() and line.lstrip()[0] != "#"]
+    head = _HEAD.fullmatch(code[-1]) if code else None
+    return f"{stub.rstrip()}\n{head['margin']}    pass\n" if head else stub
 
 
 def prompt_code(question: str, entry_point: str) -> str:

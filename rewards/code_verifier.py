@@ -34,6 +34,7 @@ from rewards.code_text import (
     last_block,
     prompt_code,
     prompt_imports,
+    with_body,
 )
 from rewards.sandbox.codec import CodecError
 from rewards.sandbox.executor import Executor, JailExecutor
@@ -179,7 +180,7 @@ def _checked(
     stub = problem.helpers
     if stub is None:
         stub = prompt_code(prompt.question, problem.entry_point)
-    test = {"helpers": stub, "test": problem.check, "entry_point": problem.entry_point}
+    test = {"helpers": with_body(stub), "test": problem.check, "entry_point": problem.entry_point}
     source = completed(stub, code, problem.entry_point)
     limits = _at_most(limits_of(options), options.total_s, options.total_s)
     state, reason = executor.check(source, test, limits)

@@ -29,6 +29,7 @@ _SENTENCE = re.compile(r"[^.?!\n]*(?:\.\d[^.?!\n]*)*[.?!\n]?")
 _TOKEN = re.compile(r"\\begin(?![a-z])|\\end(?![a-z])|.", re.DOTALL)
 _OPENING = frozenset({"(", "[", "{", "\\begin"})
 _CLOSING = frozenset({")", "]", "}", "\\end"})
+_IN_ORDER = ("xyz", "abcdef", "ABCDEF")
 _SPACES = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|(?<=\\)[dt](?=frac)|\\[,;:! ]|[\s~$]+")
 
 
@@ -49,6 +50,19 @@ def equations(answer: str, question: str) -> list[Equation]:
         return []
     asked = _asked(question)
     return [_equation(_split(piece, _EQUALS), asked) for piece in _split(text, _BETWEEN)]
+
+
+def as_tuple(text: str) -> str | None:
+    """`y = 1, x = 2` as (2, 1), since there is (x, y); other names in the order written. None for
+    what does not name several values."""
+    found = equations(text, "")
+    if len(found) < 2 or any(len(e.names) != 1 or e.others for e in found):
+        return None
+    if len({e.names for e in found}) < len(found):
+        return None
+    if any({e.names[0] for e in found} <= set(letters) for letters in _IN_ORDER):
+        found.sort(key=lambda equation: equation.names)
+    return f"({', '.join(equation.value for equation in found)})"
 
 
 def _is_called(side: str, asked: str) -> bool:

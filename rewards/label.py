@@ -38,7 +38,7 @@ _BARE = re.compile(r"\d[\d,]{0,20}|[A-J]")
 
 def unlabelled(answer: str, truth: str) -> tuple[str, str]:
     """Both without their labels where these say nothing else; as they stand otherwise."""
-    answer = _chosen(answer, truth)
+    answer, truth = _chosen(answer, truth), _chosen(truth, answer)
     said, meant = _parts(answer), _parts(truth)
     if said is not None and meant is not None:
         return (said[1], meant[1]) if said[0] == meant[0] else (answer, truth)
@@ -49,13 +49,15 @@ def unlabelled(answer: str, truth: str) -> tuple[str, str]:
     return answer, truth
 
 
-def _chosen(answer: str, truth: str) -> str:
-    r"""The letter or the value of `\textbf{(C) }12`, whichever is asked for."""
-    choice = _CHOICE.fullmatch(answer.strip())
-    if choice is None or _CHOICE.fullmatch(truth.strip()) or _SEVERAL.search(choice["value"]):
-        return answer
-    letter = _LETTER.fullmatch(truth.strip())
-    return f"({choice['letter']})" if letter else choice["value"]
+def _chosen(text: str, other: str) -> str:
+    r"""The letter or the value of `\textbf{(C) }12`, whichever the other side is."""
+    choice = _CHOICE.fullmatch(text.strip())
+    if choice is None or _CHOICE.fullmatch(other.strip()) or _SEVERAL.search(choice["value"]):
+        return text
+    letter = _LETTER.fullmatch(other.strip())
+    if letter is None:
+        return choice["value"]
+    return other if letter.group(1) == choice["letter"] else f"({choice['letter']})"
 
 
 def _parts(text: str) -> tuple[str, str] | None:

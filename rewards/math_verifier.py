@@ -14,7 +14,9 @@ from h1r_rl.config.schema import RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.algebra import algebra_agrees, expressions
 from rewards.answer_text import MAX_ANSWER_CHARS, final_answer
+from rewards.condition import without_conditions
 from rewards.exact_answer import compare_exactly, is_number, normalise
+from rewards.spelling import open_words, respell
 from rewards.units import quantity
 from rewards.verdicts import CORRECT, wrong
 
@@ -74,7 +76,11 @@ def check_ground_truth(ground_truth: str) -> str | None:
 
 
 def _is_readable(form: str) -> bool:
-    return bool(expressions(form) or expressions(quantity(form).value))
+    if expressions(form) or expressions(quantity(form).value):
+        return True
+    formula = open_words(respell(form))
+    bare = without_conditions(formula, formula)
+    return bare is not None and bare[1] != formula and bool(expressions(bare[1]))
 
 
 def warm() -> None:

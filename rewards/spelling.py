@@ -39,6 +39,8 @@ _PLAIN_NUMBER = re.compile(r"[-+\d.,/]*")
 _REWRITE: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+"), lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}"),
     (re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+"), lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}"),
+    (re.compile(r"(?<!\\)\\ "), " "),
+    (re.compile(r"\\text\s*\{\s*:\s*\}|\{:\}"), ":"),
     (re.compile(r"√\s*\("), r"\\sqrt("),
     (re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"√"), r"\\sqrt"),

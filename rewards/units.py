@@ -47,6 +47,8 @@ _COMPOUND = re.compile(
     rf"({_PART})(?:{_GLUE}|,|\\text\s*\{{\s*,?\s*(?:and)?\s*\}}|\band\b)*({_PART})"
 )
 _NEUTRAL = re.compile(r"(?:(?:square|sq|cubic)\s+)?units?(?:\s*\^\d)?", re.IGNORECASE)
+_COPULA = re.compile(r"^(?:is|are)(?: an?)? ")
+_CLAIM = re.compile(r"(?:is|are|must|not|even|odd|prime|divisible|a multiple)\b", re.IGNORECASE)
 _DEGREE_UNIT, _RADIAN_UNIT = look_up("degree"), look_up("radian")
 _UNWRAP = re.compile(_TEXT + r"\{((?:[^{}]|\{[^{}]*\})*)\}")
 
@@ -98,6 +100,8 @@ def same_kind(answer: Quantity, truth: Quantity) -> bool:
     if answer.unit and truth.unit:
         angles = {answer.unit, truth.unit} == {_DEGREE_UNIT, _RADIAN_UNIT}
         return angles or answer.unit.dimension == truth.unit.dimension
+    if _another_claim(answer, truth):
+        return False
     if (answer.unit and truth.words) or (truth.unit and answer.words):
         return False
     percent = [bool(re.search(r"%\s*$", side.value)) for side in (answer, truth)]
@@ -108,6 +112,14 @@ def same_kind(answer: Quantity, truth: Quantity) -> bool:
     ) and not any(
         side.unit for side, is_percent in zip((answer, truth), percent, strict=True) if is_percent
     )
+
+
+def _another_claim(answer: Quantity, truth: Quantity) -> bool:
+    r"""n\text{ is even} beside n\text{ is odd}: what is said of a symbol is the answer."""
+    said, meant = (_COPULA.sub("", side.words.lower()) for side in (answer, truth))
+    if said == meant or any(character.isdigit() for character in truth.value):
+        return False
+    return bool(said and meant) or any(_CLAIM.match(side.words) for side in (answer, truth))
 
 
 def in_unit_of(answer: Quantity, truth: Quantity) -> str:

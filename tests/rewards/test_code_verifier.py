@@ -281,6 +281,23 @@ def test_hostile_text_costs_linear_time():
     assert time.monotonic() - started < 60  # what is not linear takes far longer
 
 
+@pytest.mark.parametrize(
+    "stub",
+    [
+        "def add(a, b):\n",
+        "def add(a, b):",
+        "def add(a, b):  # of two\n    # The sum.\n",
+        "import math\n\ndef add(\n    a: int,\n    b: int,\n) -> int:\n",
+        "Complete this:\n```python\ndef add(a, b):\n```\n",
+    ],
+)
+def test_a_prompt_that_stops_at_the_functions_head(stub, options):
+    truth = {"check": "assert add(1, 2) == 3\nassert add(2, 2) == 4", "entry_point": "add"}
+    for body, score in (("return a + b", 1.0), ("return 3", 0.0)):
+        assert judged(options, truth, fenced(f"def add(a, b):\n    {body}"), stub).score == score
+        assert judged(options, truth, f"\n    {body}\n", stub).score == score
+
+
 def test_asserts_by_name(options):
     truth = {"check": "assert add(1, 2) == 3\nassert add('a', 'b') == 'ab'", "entry_point": "add"}
     assert judged(options, truth, fenced("def add(a, b): return a + b")).score == 1.0
@@ -394,7 +411,8 @@ def test_which_block_counts(text, score, options):
         ("YES", "yes", False), ("1000000007", "1000000008", False), ("nan", "nan", True),
         ("12345678901234567891", "12345678901234567890", False), ("0.3333333", "0.3333334", False),
         ("a  b", "a b", True), ("", "", True), ("", "0", False), ("inf", "1e999", False),
-        ("1_0", "10", False), ("٣", "3", False), ("6\r", "6", True),
+        ("1_0", "10", False), ("11", "0011", False), ("0011", "0011", True), ("00", "0", False),
+        ("-0", "0", True), ("9:5", "09:05", False), ("٣", "3", False), ("6\r", "6", True),
     ],
 )
 def test_output_comparison(printed, expected, same, options):
@@ -405,7 +423,7 @@ def test_output_comparison(printed, expected, same, options):
 
 def test_long_tokens_are_compared_as_text():
     """Millions of digits cost time to read as a number: so long an answer counts as written."""
-    assert same_output(b"0" * 300 + b"1", "1")
+    assert same_output(b"1." + b"0" * 300, "1")
     assert not same_output(b"0" * 400 + b"1", "1")
     assert same_output(b"7" * (4 << 20), "7" * (4 << 20), 1e-6)
     assert not same_output(b"7" * (4 << 20), "7" * (4 << 20) + ".0", 1e-6)

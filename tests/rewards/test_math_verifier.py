@@ -102,6 +102,24 @@ def test_exact_comparison_never_contradicts_the_table():
         ("**Final Answer:** $5$", "5"),
         ("The wrong answer is 5. The answer is 6", "6"),
         ("The wrong answer is 5.", None),
+        ("I don't think the answer is 5.", None),
+        ("The answer is 7. I don't think the answer is 5.", "7"),
+        ("If the answer is 5, then x < 0.", None),
+        ("If x is 3, the answer is 5.", "5"),
+        ("The answer is 42, which is even.", "42"),
+        ("The answer is 42 because 6 times 7 is.", "42"),
+        ("The answer is 42, which is wrong.", "42, which is wrong"),
+        ("The answer is 42 because x=2, or 6.", "42 because x=2, or 6"),
+        ("The answer is therefore 42.", "42"),
+        ("The answer is simply $42$.", "42"),
+        ("**Final Answer:** The number of ways is $42$.", "42"),
+        ("Answer: The sum is 42.", "42"),
+        ("Answer: The number of ways is not 42.", "The number of ways is not 42"),
+        ("**Final Answer**\n\n\\[\n42\n\\]", "42"),
+        ("<think>x</think><answer> 42 </answer>", "42"),
+        ("<answer>\nThe answer is 42.\n</answer>", "42"),
+        ("The answer is E. coli.", "E. coli"),
+        ("The answer is St. Petersburg. It is old.", "St. Petersburg"),
         ("", None),
     ],
 )
@@ -180,6 +198,7 @@ def test_ground_truths_checked_at_load():
         ("math", '[ "1/2", 0.5 ]'),
         ("math", r"1.5\text{ million}"),
         ("math", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        ("math", r"\frac{\pi}{6}+2\pi k, k\in\mathbb{Z}"),
         ("math", ""),
         ("math", r"\frac{1}{"),
         ("math", "9" * 3000),
@@ -189,7 +208,7 @@ def test_ground_truths_checked_at_load():
         ("choice", "  "),
     ]
     reasons = check_ground_truths(rows)
-    assert reasons == [*[None] * 8, "empty", "unparsable", "too_long", "unparsable",
+    assert reasons == [*[None] * 9, "empty", "unparsable", "too_long", "unparsable",
                        None, None, "empty"]
 
 
