@@ -120,6 +120,13 @@ def test_cpu_limit_by_itself(executor):
     assert outcome.state == "timeout" and 0.9 < outcome.cpu_s < 3
 
 
+def test_cpu_time_of_children_counts(executor):
+    """Each keeps to the limit and the program ends well, but together they used too much."""
+    source = "import os\nfor _ in range(2):\n    if os.fork() == 0:\n        while True: pass\n"
+    outcome = executor.script(source + "    os.wait()\n", b"", Limits(cpu_s=1, wall_s=400))
+    assert outcome.state == "timeout" and outcome.cpu_s > 1.5
+
+
 def test_open_programs_leave_nothing(open_executor):
     source = (
         "import os\nopen('left', 'w').close()\nchild = os.fork()\n"
