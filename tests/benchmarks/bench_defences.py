@@ -98,26 +98,31 @@ def run_tests(folder: Path, tests: Sequence[str], test_s: float, timeout_s: floa
             stdin=subprocess.DEVNULL, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
         )
-        try:
-            code = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            code = None
+        code = process.returncode = exit_code(process.pid, started + timeout_s)
         seconds = time.monotonic() - started
         end_children()
         output.seek(0)
         return Ran(code, output.read(), seconds)
 
 
+def exit_code(process: int, end: float) -> int | None:
+    """Of that child; None at the time-out. Orphans are buried meanwhile, as tests wait for that."""
+    while time.monotonic() < end:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child == process:
+            return os.waitstatus_to_exitcode(status)
+        if child == 0:
+            time.sleep(0.02)
+    return None
+
+
 def end_children() -> None:
     """Kill until none is left: what a killed process had started becomes our child in turn."""
     me = os.getpid()
     while children := Path(f"/proc/{me}/task/{me}/children").read_text().split():
-        for child in children:
-            os.kill(int(child), SIGKILL)
-            try:
-                os.waitpid(int(child), 0)
-            except ChildProcessError:  # `subprocess` has buried it
-                pass
+        for child in map(int, children):
+            os.kill(child, SIGKILL)
+            os.waitpid(child, 0)
 
 
 def judged(mutant: Mutant, ran: Ran) -> Found:

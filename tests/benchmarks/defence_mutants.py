@@ -585,6 +585,401 @@ _JUDGED = [
     ),
 ]
 
+# Services that are asked over HTTP -----------------------------------------------------------
+
+_HTTP = [
+    _mutant(
+        "HTTP sandbox: bound of a reply", "sandbox/http_executor.py",
+        "                if len(answered) > most:\n                    return None\n", "",
+        "sandbox::test_http_output_cannot_choose_to_have_no_verdict",
+    ),
+    _mutant(
+        "HTTP sandbox: no hashing", "sandbox/http_executor.py",
+        "codec.decode(data, hashing=False)", "codec.decode(data)",
+        "sandbox::test_http_services_in_turn",
+    ),
+    _mutant(
+        "HTTP sandbox: a failing service is passed over", "sandbox/http_executor.py",
+        'reply.get("status") in ("Success", "Failed")', '"status" in reply',
+        "sandbox::test_http_service_that_fails_is_passed_over",
+    ),
+    _mutant(
+        "HTTP sandbox: no plain function value", "sandbox/http_executor.py",
+        "codec.encode(codec.plain(value)).hex()", "codec.encode(repr(value)).hex()",
+        "sandbox::test_http_values_and_names_are_those_of_the_jail",
+    ),
+    _mutant(
+        "HTTP: deadline", "http_post.py", "made.get(timeout=timeout_s)", "made.get()",
+        "sandbox::test_a_http_service_that_trickles_costs_its_time_and_no_more",
+    ),
+    _mutant(
+        "LLM judge: number of the call", "judge_dialogue.py", "secrets.token_hex(4)", '"00000000"',
+        "judge_verifier::test_an_answer_cannot_leave_its_tags",
+    ),
+    _mutant(
+        "LLM judge: turns broken up", "judge_dialogue.py",
+        '_CONTROL.sub(lambda match: match.group() + " ", text)', "text",
+        "judge_verifier::test_an_answer_cannot_leave_its_tags",
+    ),
+    _mutant(
+        "LLM judge: last line alone", "judge_dialogue.py",
+        're.fullmatch(rf"VERDICT-{nonce}: (CORRECT|INCORRECT)", last)',
+        're.search(rf"VERDICT-{nonce}: (CORRECT|INCORRECT)", output)',
+        "judge_verifier::test_only_the_last_line_is_a_verdict",
+    ),
+    _mutant(
+        "LLM judge: a failure has no score", "judge_verifier.py",
+        'Verdict(None, {}, f"judge_{failure.code}")', 'wrong(f"judge_{failure.code}")',
+        "judge_verifier::test_a_failure_to_the_end_has_no_score",
+    ),
+]
+
+# Processes, workers and scores ---------------------------------------------------------------
+
+_WORKER, _CHILD = "deadline_worker.py", "deadline_child.py"
+_PROCESSES = [
+    _mutant(
+        "killed at the deadline", _WORKER,
+        "        except TimeoutError:\n            self.close()\n",
+        "        except TimeoutError:\n",
+        "deadline_worker::test_killed_at_the_deadline_and_replaced",
+    ),
+    _mutant(
+        "deadline of a reply", _WORKER,
+        'receive_frame(self._channel, request["timeout_s"], REPLY_LIMIT_BYTES)',
+        "receive_frame(self._channel, None, REPLY_LIMIT_BYTES)",
+        "deadline_worker::test_killed_at_the_deadline_and_replaced",
+    ),
+    _mutant(
+        "deadline of a request", _WORKER,
+        'send_frame(self._channel, request, request["timeout_s"])',
+        "send_frame(self._channel, request)",
+        "deadline_worker::test_a_large_request_to_a_process_that_does_not_read_ends_in_time",
+    ),
+    _mutant(
+        "memory of a verifier", _CHILD,
+        "    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))\n", "",
+        "deadline_worker::test_memory_limit_is_an_error_of_the_call",
+    ),
+    _mutant(
+        "size of a reply", "frames.py",
+        "    if limit_bytes is not None and length > limit_bytes:\n", "    if False:\n",
+        "deadline_worker::test_an_oversized_reply_is_refused",
+    ),
+    _mutant(
+        "a verifier's children killed", _WORKER,
+        "        for pid in _descendants(self._process.pid):\n            _kill(pid)\n", "",
+        "deadline_worker::test_children_die_too_daemons_included",
+    ),
+    _mutant(
+        "a verifier's daemons adopted", _CHILD,
+        "    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n", "",
+        "deadline_worker::test_children_die_too_daemons_included",
+    ),
+    _mutant(
+        "orphans end", _CHILD,
+        '    signal.setitimer(signal.ITIMER_REAL, 2 * request["timeout_s"] + ORPHAN_GRACE_S)\n', "",
+        "deadline_worker::test_it_ends_without_its_parent",
+    ),
+    _mutant(
+        "an interrupted call leaves no answer", _WORKER,
+        "            self.close()  # read this one's answer\n", "",
+        "deadline_worker::test_an_interrupted_call_leaves_no_answer_behind",
+    ),
+    _mutant(
+        "a slow import is no item's fault", _WORKER,
+        '            raise FunctionFailed("ImportTimeout", f"{module}: {error}") from None\n',
+        "            raise\n", "deadline_worker::test_a_module_that_hangs_is_no_items_fault",
+    ),
+    _mutant(
+        "death by itself told from death from outside", _WORKER,
+        "returncode is not None and -returncode not in FROM_OUTSIDE", "returncode is not None",
+        "deadline_worker::test_death_by_itself_is_told_from_death_from_outside",
+    ),
+    _mutant(
+        "tried again after a death", "judge.py", "        for attempt in (1, 2):\n",
+        "        for attempt in (1,):\n",
+        "registry_user_verifier::test_a_process_killed_from_outside_is_tried_again",
+    ),
+    _mutant(
+        "a user's lost verifier gives no score", "judge.py",
+        'Verdict(None, {}, "worker_lost")', 'wrong("worker_lost")',
+        "registry_user_verifier::test_misbehaviour_is_a_reason_code",
+    ),
+    _mutant(
+        "an error gives no score", "judge.py", 'Verdict(None, {}, f"verifier_error:{kind}")',
+        'wrong(f"verifier_error:{kind}")',
+        "registry_user_verifier::test_misbehaviour_is_a_reason_code",
+    ),
+    _mutant(
+        "scores are finite", "registry.py",
+        "    if score is not None and not np.isfinite(score):\n", "    if False:\n",
+        "registry_user_verifier::test_misbehaviour_is_a_reason_code",
+    ),
+    _mutant(
+        "a missing score stays out", "combine.py",
+        "    if verdict.score is None:\n"
+        "        return replace(verdict, parts=verdict.parts | parts)\n",
+        "    verdict = replace(verdict, score=verdict.score or 0.0)\n",
+        "combine::test_no_verdict_stays_without_a_score",
+    ),
+    _mutant(
+        "accuracy kept under controls", "combine.py",
+        'parts = {"accuracy": verdict.score} | verdict.parts | parts',
+        'parts = verdict.parts | parts | {"accuracy": _score(config, verdict.score, parts)}',
+        "combine::test_controls_keep_the_accuracy_in_the_parts",
+    ),
+]
+
+_POOL = [
+    _mutant(
+        "back-pressure", "pool.py", "w.in_flight < QUEUE_PER_WORKER", "w.in_flight < 1000",
+        "reward_pool::test_back_pressure_and_scaling",
+    ),
+    _mutant(
+        "a lost worker's items again", "pool.py", "        for attempt in (1, 2):\n",
+        "        for attempt in (1,):\n", "reward_pool::test_a_killed_worker_loses_nothing",
+    ),
+    _mutant(
+        "lost twice has no score", "pool.py", 'Verdict(None, {}, "worker_lost")',
+        'Verdict(0.0, {}, "worker_lost")',
+        "reward_pool::test_lost_twice_has_no_score_and_the_pool_goes_on",
+    ),
+    _mutant(
+        "lost workers counted", "pool.py", "        self._stats.workers_lost[reason] += 1\n", "",
+        "reward_pool::test_a_killed_worker_loses_nothing",
+    ),
+    _mutant(
+        "lost workers replaced", "pool.py",
+        "        if not worker.leaving:\n            await self._add_worker()\n", "",
+        "reward_pool::test_a_killed_worker_loses_nothing",
+    ),
+    _mutant(
+        "verdicts that came are not made again", "pool.py",
+        "worker.handle.score.remote(prompts, completions, done)",
+        "worker.handle.score.remote(prompts, completions, 0)",
+        "reward_pool::test_verdicts_stream_back_and_survive_their_worker",
+    ),
+    _mutant(
+        "a stuck worker is given up", "pool.py", "asyncio.timeout(deadline)",
+        "asyncio.timeout(None)", "reward_pool::test_a_stuck_worker_is_replaced",
+    ),
+    _mutant(
+        "too few completions", "pool.py",
+        "if batch is None or done + len(batch.verdicts) > count:", "if batch is None:\n"
+        "                        return\n"
+        "                    if done + len(batch.verdicts) > count:",
+        "reward_pool::test_another_number_of_completions_is_an_error",
+    ),
+    _mutant(
+        "too many completions", "pool.py",
+        "                if await self._next(batches, slowest, 1, engine) is not None:\n"
+        "                    raise _wrong_count(slowest, count)\n", "",
+        "reward_pool::test_another_number_of_completions_is_an_error",
+    ),
+    _mutant(
+        "lost completions are the rollouts' loss", "pool.py",
+        "        except ObjectLostError as error:\n"
+        '            raise RolloutLost(engine, f"its completions are gone: {error}") from error\n',
+        "        except ObjectLostError:\n            return None\n",
+        "reward_pool::test_lost_completions_are_the_rollouts_loss",
+    ),
+    _mutant(
+        "a pool without its sandbox does not start", "reward_worker.py",
+        "            ensure_sandbox(self._config)\n", "",
+        "reward_pool::test_a_machine_that_cannot_judge_code_says_so_at_the_start",
+    ),
+]
+
+_TRUTHS = [
+    _mutant(
+        "ground truths under a deadline", "ground_truth.py",
+        '            return "ground_truth_timeout"\n', "            return None\n",
+        "math_verifier::test_a_hostile_ground_truth_costs_its_own_row",
+    ),
+    _mutant(
+        "ground truths that cannot be read", "math_verifier.py",
+        "        if not is_number(form) and not _is_readable(form):\n", "        if False:\n",
+        "math_verifier::test_ground_truths_checked_at_load",
+    ),
+    _mutant(
+        "length of a ground truth", "math_verifier.py",
+        "        if len(form) > MAX_ANSWER_CHARS:\n", "        if False:\n",
+        "math_verifier::test_ground_truths_checked_at_load",
+    ),
+    _mutant(
+        "unknown verifiers refused at load", "ground_truth.py",
+        "    if verifier.built_in:\n", "    if True:\n",
+        "math_verifier::test_an_unknown_verifier_is_an_error_of_the_data_set",
+    ),
+    Mutant(
+        "bad ground truths are quarantined", "h1r_rl/data/sources.py",
+        "reason = reason if problem is None else next(verdicts)", "next(verdicts, None)",
+        ("tests/h1r_rl/test_sources.py::test_bad_rows_are_quarantined_with_reasons",),
+    ),
+]
+
+# Answers in text -----------------------------------------------------------------------------
+
+_TABLE = "math_verifier::test_agreement_table"
+_FOUND = "math_verifier::test_where_the_answer_is_found"
+_HOSTILE = "math_hostile::test_it_ends_in_time_and_the_next_item_is_served"
+_ANSWERS = "answer_text.py"
+_MATH = [
+    _mutant(
+        "math: length of an answer", "math_verifier.py",
+        '        return wrong("answer_too_long")\n', "        pass\n",
+        "math_verifier::test_an_answer_longer_than_any_is_wrong_unread",
+    ),
+    _mutant(
+        "math: length of a box", _ANSWERS,
+        "min(len(text), opening.end() + MAX_ANSWER_CHARS)", "len(text)",
+        f"{_HOSTILE}[millions of open boxes]",
+    ),
+    _mutant(
+        "math: number of boxes", _ANSWERS, "MAX_BOXES = 64", "MAX_BOXES = 1 << 30",
+        f"{_HOSTILE}[millions of open boxes]",
+    ),
+    _mutant(
+        "math: the end of a text alone", _ANSWERS, "TAIL_CHARS = 4_000", "TAIL_CHARS = 1 << 40",
+        f"{_HOSTILE}[millions of answers]",
+    ),
+    _mutant(
+        "math: digits of a number", "exact_answer.py", "MAX_NUMBER_CHARS = 60",
+        "MAX_NUMBER_CHARS = 1 << 20", "math_verifier::test_no_large_number_is_made_to_compare",
+    ),
+    _mutant(
+        "math: size of an exponent", "exact_answer.py", r"10\^\{?([+-]?\d{1,2})\}?",
+        r"10\^\{?([+-]?\d+)\}?", "math_verifier::test_no_large_number_is_made_to_compare",
+    ),
+    _mutant(
+        "math: algebra in the killable process", "registry.py",
+        'Verifier("rewards.math_verifier", quick="quick")',
+        'Verifier("rewards.math_verifier", place="worker")',
+        "math_hostile::test_the_deadline_has_a_reason_of_its_own",
+    ),
+    _mutant(
+        "math: no box of a thought with an answer behind it", _ANSWERS,
+        "    return last_boxed(stated) or _answer_line(end_of_answer(text))\n",
+        "    return last_boxed(stated) or _answer_line(end_of_answer(text)) or last_boxed(text)\n",
+        _FOUND,
+    ),
+    _mutant(
+        "math: no denied answer", _ANSWERS,
+        "        if _DENIED.search(tail[max(0, anchor.start() - 40) : anchor.start()]):\n",
+        "        if False:\n", _FOUND,
+    ),
+    _mutant(
+        "math: two boxes are two values", _ANSWERS,
+        "            if close > start_after or not _JOINT.fullmatch(gap):\n",
+        "            if True:\n",
+        "math_verifier::test_naming_two_values_is_not_naming_one",
+    ),
+    _mutant(
+        "math: the last of several boxes", _ANSWERS,
+        "            if close > start_after or not _JOINT.fullmatch(gap):\n",
+        "            if False:\n",
+        _FOUND,
+    ),
+    _mutant(
+        "math: nothing undone", "algebra.py", "return not refuses(answer, truth) and ", "return ",
+        "math_verifier::test_restating_the_problem_is_not_solving_it",
+    ),
+    _mutant(
+        "math: no hedges", "commitment.py",
+        "        if match.group() not in expected and not by_cases:\n",
+        "        if False:\n", _TABLE,
+    ),
+    _mutant(
+        "math: relations", "commitment.py",
+        "        if pattern.search(answer) and not pattern.search(truth):\n            if name",
+        "        if False:\n            if name", _TABLE,
+    ),
+    _mutant(
+        "math: primes and dots", "commitment.py",
+        "hedges(answer, truth) or _marks(answer) != _marks(truth)", "hedges(answer, truth)", _TABLE,
+    ),
+    _mutant(
+        "math: equations left unsolved", "algebra.py",
+        "    if not all(_is_solved(equation) for equation in found):\n        return None\n", "",
+        "math_verifier::test_what_the_question_asks_for_is_a_name",
+    ),
+    _mutant(
+        "math: inequalities left unsolved", "algebra.py",
+        "or (_is_unsolved(found[0]) and not _is_unsolved(gold[0]))", "", _TABLE,
+    ),
+    _mutant(
+        "math: sets are no tuples", "algebra.py",
+        '    if {_delimiter(value), _delimiter(expected.value)} == {"set", "tuple"}:\n',
+        "    if False:\n", _TABLE,
+    ),
+    _mutant(
+        "math: unions of intervals", "algebra.py",
+        '    return _BESIDE.sub(r"\\1\\\\cup \\2", text)\n', "    return text\n", _TABLE,
+    ),
+    _mutant(
+        "math: conditions", "algebra.py", "    if bare is None:\n        return False\n",
+        "    if bare is None:\n        bare = answer, truth\n", _TABLE,
+    ),
+    _mutant(
+        "math: units", "algebra.py",
+        "    if not same_kind(found, expected):\n        return False\n", "", _TABLE,
+    ),
+    _mutant(
+        "math: percentages", "exact_answer.py",
+        "    if percent == true_percent:\n", "    if False:\n",
+        "math_verifier::test_exact_comparison_never_contradicts_the_table",
+    ),
+    _mutant(
+        "math: bases", "exact_answer.py", "    if base or true_base:\n", "    if False:\n", _TABLE,
+    ),
+    _mutant(
+        "math: names are no products", "exact_answer.py",
+        "    if _are_names(answer) and _are_names(truth):\n", "    if False:\n", _TABLE,
+    ),
+    _mutant(
+        "math: few digits are no rounding", "exact_answer.py", "MIN_ROUNDED_DIGITS = 6",
+        "MIN_ROUNDED_DIGITS = 1",
+        "math_verifier::test_exact_comparison_never_contradicts_the_table",
+    ),
+]
+
+_LETTER = "choice_verifier::test_no_commitment_is_no_answer"
+_CHOICE = [
+    _mutant(
+        "choice: one letter", "chosen_letter.py",
+        "return None if _SECOND_LETTER.match(text, match.end()) else match.group(1)",
+        "return match.group(1)", _LETTER,
+    ),
+    _mutant(
+        "choice: one letter in a box", "chosen_letter.py",
+        '_SECOND_LETTER.match(rest.lstrip(".):")) or ', "", _LETTER,
+    ),
+    _mutant(
+        "choice: none taken back", "chosen_letter.py", " or _TAKEN_BACK.search(rest)", "", _LETTER,
+    ),
+    _mutant(
+        "choice: several options", "chosen_letter.py", "return None if several else _alone",
+        "return _alone", _LETTER,
+    ),
+    _mutant(
+        "choice: none denied", "chosen_letter.py", r"(?<!incorrect )(?<!wrong )", "", _LETTER,
+    ),
+    _mutant(
+        "choice: none rejected", "chosen_letter.py",
+        "[m for m in _OPTION.finditer(end) if not _REJECTED.match(end, m.end())]",
+        "list(_OPTION.finditer(end))", "choice_verifier::test_letters_found",
+    ),
+    _mutant(
+        "choice: a box goes before the text", "chosen_letter.py",
+        '    if "\\\\boxed" in end:\n        return None\n', "", _LETTER,
+    ),
+    _mutant(
+        "choice: operators are kept", "choice_verifier.py",
+        "character in _KEPT or not unicodedata", "not unicodedata", "choice_verifier",
+    ),
+]
+
 MUTANTS = [
     *_namespaces("zygote's", "unshare"),
     *_namespaces("program's", "clone"),
@@ -595,4 +990,10 @@ MUTANTS = [
     *_ENDS,
     *_WIRE,
     *_JUDGED,
+    *_HTTP,
+    *_PROCESSES,
+    *_POOL,
+    *_TRUTHS,
+    *_MATH,
+    *_CHOICE,
 ]

@@ -148,6 +148,19 @@ def test_what_the_question_asks_for_is_a_name(question, answer, right):
     assert verdict.score == float(right)
 
 
+def test_an_answer_longer_than_any_is_wrong_unread():
+    for function in (quick, verify):
+        verdict = judge("5", "The answer is " + "7" * 3_000, function)
+        assert (verdict.score, verdict.reason) == (0.0, "answer_too_long")
+
+
+def test_no_large_number_is_made_to_compare():
+    """`quick` runs where nothing ends it: what would take long is left to the killable process."""
+    for large in ("7" * 1_900, r"2\times 10^{999999999}", "2^{999999999}"):
+        assert compare_exactly(large, r"\sqrt{2}") is None
+        assert compare_exactly(large, "2") is None
+
+
 def test_several_correct_forms():
     truth = r'["\\frac{1}{2}", "50 \\text{ cents}"]'
     assert judge(truth, r"\boxed{0.5}").score == 1.0
