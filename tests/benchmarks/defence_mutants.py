@@ -267,7 +267,7 @@ _RIGHTS = [
     _mutant(
         "control group made", "sandbox/cgroups.py",
         "    made = [folder for folder, values in folders.items() if _make(folder, values)]\n",
-        "    made = []\n", "sandbox_walls::test_control_group",
+        "    made = []\n", "sandbox_walls::test_control_group_of_either_version",
     ),
     _mutant(
         "control group entered", "sandbox/start.py", "            cgroup.add(process.pid)\n",
@@ -298,7 +298,7 @@ _ENDS = [
     _mutant(
         "wall deadline of calls", _JOBS, "        self.channel.settimeout(left)\n",
         "        self.channel.settimeout(None)\n",
-        "attacks_proxy::test_value_is_refused[loops-call]",
+        "sandbox::test_states[jailed]",
     ),
     _mutant(
         "CPU time of children", _JOBS,
@@ -360,8 +360,9 @@ _ENDS = [
         "                raise\n", "sandbox_walls::test_lost_zygote_is_replaced",
     ),
     _mutant(
-        "no random numbers shared", "sandbox/linux.py", "        _after_fork_child()\n", "",
-        "sandbox::test_programs_do_not_share_random_numbers",
+        "copies of the zygote made as forks are", "sandbox/linux.py",
+        "        _after_fork_child()\n", "",
+        "sandbox::test_a_clone_is_a_fork_to_the_interpreter",
     ),
 ]
 

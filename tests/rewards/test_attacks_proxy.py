@@ -220,5 +220,11 @@ def f(x): return -1
         "    assert isinstance(candidate(1), int) and math.sqrt(4) == 2\n",
         "entry_point": "f",
     }
-    assert verdict(options, source, truth).score == 0.0
+    helpful = """
+import builtins
+builtins.abs, builtins.isinstance = lambda x: 0, lambda *a: True
+def f(x): return -1
+"""  # would pass the test where it ran beside it
+    for patched in (source, helpful):
+        assert verdict(options, patched, truth).score == 0.0
     assert verdict(options, "def f(x): return x + 1", truth).score == 1.0

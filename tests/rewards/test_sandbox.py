@@ -98,10 +98,33 @@ def test_programs_do_not_share_random_numbers(executor):
     assert len({executor.script(source, b"", LIMITS).stdout for _ in range(3)}) == 3
 
 
+CLONED = """
+import os
+from rewards.sandbox import linux
+seen = []
+for when in ("before", "after_in_parent", "after_in_child"):
+    os.register_at_fork(**{when: lambda when=when: seen.append(when)})
+child = linux.clone(0)
+if child:
+    os.waitpid(child, 0)
+print(*seen, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_clone_is_a_fork_to_the_interpreter():
+    """What has to be done after one is done: `random` takes a new seed, and so on."""
+    done = subprocess.run([sys.executable, "-c", CLONED], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines == ["before after_in_child", "before after_in_parent"], done.stderr
+
+
 def test_states(either):
     short = Limits(cpu_s=1, wall_s=1, output_bytes=1000)
     assert either.script("while True: pass", b"", short).state == "timeout"
     assert either.script("import time; time.sleep(9)", b"", short).state == "timeout"
+    sleeps = "import time\ndef f(): time.sleep(9)"
+    assert either.call(sleeps, "f", [], short).state == "timeout"
     assert either.script("print('x' * 2000)", b"", LIMITS).state == "finished"
     assert either.script("print('x' * 2000)", b"", short).state == "output_limit"
     assert either.script("1/0", b"", LIMITS).state == "runtime_error"

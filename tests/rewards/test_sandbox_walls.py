@@ -194,6 +194,26 @@ def test_control_group(program, executor):
     assert all(int(path.read_text()) < 100 for path in counts if path.exists())
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_group_of_either_version(version, tmp_path, monkeypatch):
+    """On a copy of the kernel's tree, since few machines let every user make one."""
+    own = {"": "ours"} if version == 2 else {"memory": "ours", "pids": "ours"}
+    parents = [tmp_path / kind / "ours" for kind in own]
+    for parent in parents:
+        parent.mkdir(parents=True)
+        (parent / "cgroup.subtree_control").write_text("cpu memory pids")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "_own_groups", lambda: own)
+    made = cgroups.make_cgroup(memory_bytes=1000, processes=5)
+    assert made is not None and [folder.parent for folder in made.folders] == parents
+    made.add(77)
+    found = {path.name: path.read_text() for folder in made.folders for path in folder.iterdir()}
+    limits = {"memory.max": "1000", "memory.swap.max": "0"}
+    if version == 1:
+        limits = {"memory.limit_in_bytes": "1000"}
+    assert found == limits | {"pids.max": "5", "cgroup.procs": "77"}
+
+
 def test_control_groups_of_the_dead_are_removed(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
