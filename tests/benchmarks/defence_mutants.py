@@ -554,6 +554,15 @@ _JUDGED = [
         "code_verifier::test_which_block_counts",
     ),
     _mutant(
+        "no program from a thought", _TEXT,
+        'max(closed + len("</think>") if closed >= 0 else 0, len(text) - TAIL_CHARS)',
+        "max(0, len(text) - TAIL_CHARS)", "code_verifier::test_which_block_counts",
+    ),
+    _mutant(
+        "a program from the end of a text alone", _TEXT, "TAIL_CHARS = 1 << 20",
+        "TAIL_CHARS = 1 << 40", "attacks::test_huge_completion",
+    ),
+    _mutant(
         "bad code problems have no score", _CODE,
         '        return Verdict(None, {}, f"bad_ground_truth:{error}")\n',
         '        return _verdict(options.code, [], f"bad_ground_truth:{error}")\n',
