@@ -126,7 +126,7 @@ def end_children() -> None:
 
 
 def judged(mutant: Mutant, ran: Ran) -> Found:
-    first = re.search(r"^(?:FAILED|ERROR) tests/rewards/(.+?)(?: - (.*))?$", ran.output, re.M)
+    first = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - (.*))?$", ran.output, re.M)
     if ran.code is None or (first and (first[2] or "").startswith("Failed: Timeout")):
         return Found(mutant.name, "time-out", ran.seconds)
     if ran.code == PASSED:
@@ -169,7 +169,9 @@ def break_each(mutants: Sequence[Mutant]) -> list[Found]:
                 ran = run_tests(folder, mutant.tests, mutant.timeout_s, mutant.timeout_s + GRACE_S)
             found.append(judged(mutant, ran))
             verdict = found[-1].killed_by or "SURVIVED"
-            bars.console.print(f"{mutant.name}: {verdict}", markup=False, highlight=False)
+            bars.console.print(
+                f"{mutant.name}: {verdict}", markup=False, highlight=False, soft_wrap=True
+            )
             bars.advance(task)
     return found
 
