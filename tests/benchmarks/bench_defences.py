@@ -98,9 +98,11 @@ def run_tests(folder: Path, tests: Sequence[str], test_s: float, timeout_s: floa
             stdin=subprocess.DEVNULL, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
         )
-        code = process.returncode = exit_code(process.pid, started + timeout_s)
+        try:
+            code = process.returncode = exit_code(process.pid, started + timeout_s)
+        finally:
+            end_children()
         seconds = time.monotonic() - started
-        end_children()
         output.seek(0)
         return Ran(code, output.read(), seconds)
 

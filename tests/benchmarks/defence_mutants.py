@@ -782,7 +782,12 @@ _POOL = [
         "reward_pool::test_another_number_of_completions_is_an_error",
     ),
     _mutant(
-        "too many completions", "pool.py",
+        "too many completions at once", "pool.py",
+        "if batch is None or done + len(batch.verdicts) > count:", "if batch is None:",
+        "reward_pool::test_another_number_of_completions_is_an_error",
+    ),
+    _mutant(
+        "too many completions later", "pool.py",
         "                if await self._next(batches, slowest, 1, engine) is not None:\n"
         "                    raise _wrong_count(slowest, count)\n", "",
         "reward_pool::test_another_number_of_completions_is_an_error",

@@ -178,11 +178,15 @@ async def test_lost_completions_are_the_rollouts_loss():
         await pool.close()
 
 
-@pytest.mark.parametrize("told", [1, 3], ids=["too many", "too few"])
-async def test_another_number_of_completions_is_an_error(told):
-    pool = await start()
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(r"\boxed{1}", 1), (HANG, 1), (r"\boxed{1}", 3)],
+    ids=["too many at once", "too many later", "too few"],
+)
+async def test_another_number_of_completions_is_an_error(second, told):
+    pool = await start(timeout_s=1.0)
     try:
-        two = ray.put(completions([r"\boxed{1}"] * 2))
+        two = ray.put(completions([r"\boxed{1}", second]))
         with pytest.raises(RunFailed, match=f"expected {told} completions"):
             await asyncio.wait_for(pool.score(prompt("1"), part_of(two, told)), 60)
     finally:
