@@ -849,7 +849,7 @@ _MATH = [
     _mutant(
         "math: length of a box", _ANSWERS,
         "min(len(text), opening.end() + MAX_ANSWER_CHARS)", "len(text)",
-        f"{_HOSTILE}[millions of open boxes]",
+        f"{_HOSTILE}[open boxes before 20 MB]",
     ),
     _mutant(
         "math: number of boxes", _ANSWERS, "MAX_BOXES = 64", "MAX_BOXES = 1 << 30",
@@ -857,7 +857,7 @@ _MATH = [
     ),
     _mutant(
         "math: the end of a text alone", _ANSWERS, "TAIL_CHARS = 4_000", "TAIL_CHARS = 1 << 40",
-        f"{_HOSTILE}[millions of answers]",
+        _FOUND,
     ),
     _mutant(
         "math: digits of a number", "exact_answer.py", "MAX_NUMBER_CHARS = 60",

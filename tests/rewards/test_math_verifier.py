@@ -68,6 +68,7 @@ def test_exact_comparison_never_contradicts_the_table():
         ("The answer is 3.5. It was easy to see.", "3.5"),
         ("The answer to the question is: x = 5", "x = 5"),
         ("Answer:\nnone", None),
+        ("The answer is 5.\n" + "So it goes on. " * 300, None),
         ("so\n#### 1,234", "1,234"),
         ("<think>7+8=15</think>\n$15$", "15"),
         ("<think>x</think>\n42", "42"),
