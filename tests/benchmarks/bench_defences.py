@@ -91,12 +91,17 @@ def run_tests(folder: Path, tests: Sequence[str], test_s: float, timeout_s: floa
         sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=short",
         f"--timeout={test_s}", *tests,
     ]
+    environment = {
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "1000",  # or pytest's summary leaves reasons out
+    }
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             command, cwd=folder, stdout=output, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | environment,
         )
         try:
             code = process.returncode = exit_code(process.pid, started + timeout_s)
