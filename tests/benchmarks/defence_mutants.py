@@ -933,8 +933,8 @@ _MATH = [
         '    return _BESIDE.sub(r"\\1\\\\cup \\2", text)\n', "    return text\n", _TABLE,
     ),
     _mutant(
-        "math: conditions", "algebra.py", "    if bare is None:\n        return False\n",
-        "    if bare is None:\n        bare = answer, truth\n", _TABLE,
+        "math: conditions", "condition.py",
+        "    return bool(_meanings(said) & _meanings(meant))\n", "    return True\n", _TABLE,
     ),
     _mutant(
         "math: units", "algebra.py",
