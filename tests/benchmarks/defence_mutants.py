@@ -943,7 +943,7 @@ _MATH = [
     _mutant(
         "math: percentages", "exact_answer.py",
         "    if percent == true_percent:\n", "    if False:\n",
-        "math_verifier::test_exact_comparison_never_contradicts_the_table",
+        "math_verifier::test_between_percentages_there_is_no_hundred",
     ),
     _mutant(
         "math: bases", "exact_answer.py", "    if base or true_base:\n", "    if False:\n", _TABLE,

@@ -162,6 +162,12 @@ def test_no_large_number_is_made_to_compare():
         assert compare_exactly(large, "2") is None
 
 
+def test_between_percentages_there_is_no_hundred():
+    assert compare_exactly(r"50\%", r"50.0\%") is True
+    for answer, truth in ((r"5000\%", r"50\%"), (r"50\%", r"5000\%"), ("5000", "50")):
+        assert compare_exactly(answer, truth) is False
+
+
 def test_several_correct_forms():
     truth = r'["\\frac{1}{2}", "50 \\text{ cents}"]'
     assert judge(truth, r"\boxed{0.5}").score == 1.0
