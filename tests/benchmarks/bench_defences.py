@@ -33,7 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ROOT = Path(__file__).parents[2]
 GRACE_S = 60.0  # for a test that timed out to tidy up
 BASE_TIMEOUT_S = 1800.0
-PASSED, FAILED = 0, 1  # pytest's exit codes
+PASSED, FAILED, INTERNAL_ERROR = 0, 1, 3  # pytest's exit codes
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -134,7 +134,10 @@ def end_children() -> None:
 
 def judged(mutant: Mutant, ran: Ran) -> Found:
     first = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - (.*))?$", ran.output, re.M)
-    if ran.code is None or (first and (first[2] or "").startswith("Failed: Timeout")):
+    late = first is not None and (first[2] or "").startswith("Failed: Timeout")
+    # Python may not know the line that a time-out's signal interrupts, and pytest fails on that.
+    late |= ran.code == INTERNAL_ERROR and ran.seconds >= mutant.timeout_s
+    if ran.code is None or late:
         return Found(mutant.name, "time-out", ran.seconds)
     if ran.code == PASSED:
         return Found(mutant.name, None, ran.seconds)
