@@ -11,7 +11,7 @@ import pytest
 from h1r_rl.config.schema import CodeConfig, RewardConfig
 from h1r_rl.records import Prompt, Verdict
 from rewards.code_verifier import executor_for, verify
-from rewards.sandbox.codec import encode
+from rewards.sandbox.codec import MESSAGE_BYTES, encode
 from rewards.sandbox.executor import _relay
 from rewards.sandbox.program import _exception
 
@@ -173,6 +173,15 @@ def test_no_malformed_reply_reaches_the_test():
     assert _relay(Judge(), Hostile()) == ("failed", "malformed_reply")
 
 
+def test_a_value_too_large_to_be_passed_back_is_a_wrong_one(options):
+    """It fits into a reply and not into a call: the candidate's doing, no fault of the test's."""
+    check = "def check(candidate):\n    assert candidate(candidate(1)) == 1\n"
+    truth = {"check": check, "entry_point": "f"}
+    largest = f"def f(x): return 'x' * ({MESSAGE_BYTES} - 20) if x == 1 else 1"
+    found = verdict(options, largest, truth)
+    assert (found.score, found.reason) == (0.0, "wrong")
+
+
 def test_candidate_cannot_find_the_tests_source(options):
     search = """
 import gc, os, sys
@@ -211,5 +220,11 @@ def f(x): return -1
         "    assert isinstance(candidate(1), int) and math.sqrt(4) == 2\n",
         "entry_point": "f",
     }
-    assert verdict(options, source, truth).score == 0.0
+    helpful = """
+import builtins
+builtins.abs, builtins.isinstance = lambda x: 0, lambda *a: True
+def f(x): return -1
+"""  # would pass the test where it ran beside it
+    for patched in (source, helpful):
+        assert verdict(options, patched, truth).score == 0.0
     assert verdict(options, "def f(x): return x + 1", truth).score == 1.0

@@ -82,6 +82,7 @@ def test_letters_found(text):
         "Because A is a vowel",
         r"\boxed{A, B}",
         r"\boxed{A} or \boxed{B}",
+        r"The answer is B: \boxed{A, B}",
         r"\boxed{A \text{ or } B}",
         r"\boxed{}",
         "<think>the answer is B",

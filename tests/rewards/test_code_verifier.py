@@ -379,6 +379,8 @@ def test_exceptions_that_tests_expect(options):
         ("<think>```python\nprint(6)\n```", 0.0),
         ("<think>```python\nprint(6)\n```</think> no code", 0.0),
         ("<think>```python\nprint(1)\n```</think>\n```python\nprint(6)\n```", 1.0),
+        ("<think>\n```python\nprint(6)\n```\n", 0.0),
+        ("<think>\n```python\nprint(6)\n```\n</think> no code", 0.0),
         ("1. Do:\n   ```python\n   print(6)\n   ```", 1.0),
         ("- so\n    - do\n\n      ```python\n      if 1:\n        print(6)\n      ```", 1.0),
         ("\t```python\n\tif 1:\n\t\tprint(6)\n\t```", 1.0),

@@ -129,6 +129,33 @@ def test_death_by_itself_is_told_from_death_from_outside(worker):
     assert worker.call("operator:add", [1, 1], 5) == 2
 
 
+def test_an_interrupted_call_leaves_no_answer_behind(worker):
+    """As by Ctrl-C: the next call must not read what this one's comes to."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        assert worker.call("operator:add", [1, 1], 5) == 2
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.call("time:sleep", [1], 20)
+        assert worker.call("operator:add", [2, 2], 20) == 4
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_module_that_hangs_is_no_items_fault(worker, monkeypatch, tmp_path):
+    (tmp_path / "hangs_at_import.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert worker.call("operator:add", [1, 1], 5) == 2
+    monkeypatch.setattr("rewards.deadline_worker.START_TIMEOUT_S", 0.5)
+    with pytest.raises(FunctionFailed) as failure:
+        worker.call("operator:add", [1, 1], 5, load="hangs_at_import")
+    assert failure.value.kind == "ImportTimeout"
+
+
 def test_it_ends_without_its_parent():
     """The parent is killed in mid-call: the kernel's timer ends a busy process, EOF an idle one."""
     code = (

@@ -40,6 +40,7 @@ HOSTILE = {
     "long tuple": r"\boxed{(" + "x," * 400 + "1)}",
     "dots": r"\boxed{" + "." * 1_900 + "}",
     "millions of open boxes": r"\boxed{" * 2_000_000,
+    "open boxes before 20 MB": r"\boxed{" * 64 + "a" * 20_000_000,
     "millions of answers": "answer is " * 5_000_000,
     "millions of think tags": "<think>" * 5_000_000,
     "50 MB": "a" * 50_000_000 + r" \boxed{\sqrt{7}}",

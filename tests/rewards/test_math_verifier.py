@@ -68,6 +68,7 @@ def test_exact_comparison_never_contradicts_the_table():
         ("The answer is 3.5. It was easy to see.", "3.5"),
         ("The answer to the question is: x = 5", "x = 5"),
         ("Answer:\nnone", None),
+        ("The answer is 5.\n" + "So it goes on. " * 300, None),
         ("so\n#### 1,234", "1,234"),
         ("<think>7+8=15</think>\n$15$", "15"),
         ("<think>x</think>\n42", "42"),
@@ -164,6 +165,25 @@ def test_what_the_question_asks_for_is_a_name(question, answer, right):
     prompt = Prompt("p", 0, np.zeros(0, np.int32), question, "math", "5")
     verdict = verify(prompt, f"\\boxed{{{answer}}}", RewardConfig())
     assert verdict.score == float(right)
+
+
+def test_an_answer_longer_than_any_is_wrong_unread():
+    for function in (quick, verify):
+        verdict = judge("5", "The answer is " + "7" * 3_000, function)
+        assert (verdict.score, verdict.reason) == (0.0, "answer_too_long")
+
+
+def test_no_large_number_is_made_to_compare():
+    """`quick` runs where nothing ends it: what would take long is left to the killable process."""
+    for large in ("7" * 1_900, r"2\times 10^{999999999}", "2^{999999999}"):
+        assert compare_exactly(large, r"\sqrt{2}") is None
+        assert compare_exactly(large, "2") is None
+
+
+def test_between_percentages_there_is_no_hundred():
+    assert compare_exactly(r"50\%", r"50.0\%") is True
+    for answer, truth in ((r"5000\%", r"50\%"), (r"50\%", r"5000\%"), ("5000", "50")):
+        assert compare_exactly(answer, truth) is False
 
 
 def test_several_correct_forms():

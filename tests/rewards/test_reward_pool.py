@@ -178,6 +178,35 @@ async def test_lost_completions_are_the_rollouts_loss():
         await pool.close()
 
 
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(r"\boxed{1}", 1), (HANG, 1), (r"\boxed{1}", 3)],
+    ids=["too many at once", "too many later", "too few"],
+)
+async def test_another_number_of_completions_is_an_error(second, told):
+    pool = await start(timeout_s=1.0)
+    try:
+        two = ray.put(completions([r"\boxed{1}", second]))
+        with pytest.raises(RunFailed, match=f"expected {told} completions"):
+            await asyncio.wait_for(pool.score(prompt("1"), part_of(two, told)), 60)
+    finally:
+        await pool.close()
+
+
+async def test_a_stuck_worker_is_replaced(monkeypatch):
+    """Neither dead nor answering: its part is judged elsewhere once its time is up."""
+    pool = await start(timeout_s=1.0)
+    try:
+        await pool.score(prompt("1"), part([r"\boxed{1}"]))
+        os.kill(await pid_of(pool), signal.SIGSTOP)
+        monkeypatch.setattr("rewards.pool.PART_OVERHEAD_S", 3.0)
+        judged = pool.score(prompt("1"), part([r"\boxed{1}"]))
+        assert [v.score for v in await asyncio.wait_for(judged, 60)] == [1.0]
+        assert pool.stats()["reward/workers_lost/deadline"] == 1
+    finally:
+        await pool.close()
+
+
 async def test_a_pool_that_cannot_start_says_what_is_missing():
     config = RewardConfig(workers=1, num_cpus=1000)
     with pytest.raises(RunFailed, match=r"reward\.num_cpus"):

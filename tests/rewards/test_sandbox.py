@@ -98,10 +98,35 @@ def test_programs_do_not_share_random_numbers(executor):
     assert len({executor.script(source, b"", LIMITS).stdout for _ in range(3)}) == 3
 
 
+CLONED = """
+import os
+from rewards.sandbox import linux
+seen = []
+for when in ("before", "after_in_parent", "after_in_child"):
+    os.register_at_fork(**{when: lambda when=when: seen.append(when)})
+child = linux.clone(0)
+if child:
+    os.waitpid(child, 0)
+print(*seen, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_clone_is_a_fork_to_the_interpreter():
+    """What has to be done after one is done: `random` takes a new seed, and so on."""
+    done = subprocess.run([sys.executable, "-c", CLONED], cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines == ["before after_in_child", "before after_in_parent"], done.stderr
+
+
 def test_states(either):
     short = Limits(cpu_s=1, wall_s=1, output_bytes=1000)
     assert either.script("while True: pass", b"", short).state == "timeout"
     assert either.script("import time; time.sleep(9)", b"", short).state == "timeout"
+    started = time.monotonic()
+    sleeps = "import time\ndef f(): time.sleep(30)"
+    assert either.call(sleeps, "f", [], short).state == "timeout"
+    assert time.monotonic() - started < 20
     assert either.script("print('x' * 2000)", b"", LIMITS).state == "finished"
     assert either.script("print('x' * 2000)", b"", short).state == "output_limit"
     assert either.script("1/0", b"", LIMITS).state == "runtime_error"
@@ -118,6 +143,13 @@ def test_cpu_limit_by_itself(executor):
     """The wall is far away: it is CPU time that ends the program."""
     outcome = executor.script("while True: pass", b"", Limits(cpu_s=1, wall_s=400))
     assert outcome.state == "timeout" and 0.9 < outcome.cpu_s < 3
+
+
+def test_cpu_time_of_children_counts(executor):
+    """Each keeps to the limit and the program ends well, but together they used too much."""
+    source = "import os\nfor _ in range(2):\n    if os.fork() == 0:\n        while True: pass\n"
+    outcome = executor.script(source + "    os.wait()\n", b"", Limits(cpu_s=1, wall_s=400))
+    assert outcome.state == "timeout" and outcome.cpu_s > 1.5
 
 
 def test_open_programs_leave_nothing(open_executor):
