@@ -486,8 +486,8 @@ _WIRE = [
         "attacks_proxy::test_test_stays_in_its_own_jail",
     ),
     _mutant(
-        "helpers from the prompt", "code_verifier.py", 'test = {"helpers": stub,',
-        'test = {"helpers": f"{stub}\\n{code}",',
+        "helpers from the prompt", "code_verifier.py", 'test = {"helpers": with_body(stub),',
+        'test = {"helpers": f"{with_body(stub)}\\n{code}",',
         "code_verifier::test_helpers_come_from_the_prompt_never_from_the_completion",
     ),
 ]
@@ -496,6 +496,11 @@ _WIRE = [
 
 _CODE, _COMPARE, _TEXT = "code_verifier.py", "code_compare.py", "code_text.py"
 _JUDGED = [
+    _mutant(
+        "padded digits are text", _COMPARE,
+        "    if bool(_PADDED.match(ours)) != bool(_PADDED.match(theirs)):\n",
+        "    if False:\n", "code_verifier::test_output_comparison",
+    ),
     _mutant(
         "all tests or nothing", _CODE,
         "failures[0] if failures else PASSED", "PASSED if PASSED in reasons else failures[0]",
@@ -881,8 +886,17 @@ _MATH = [
     ),
     _mutant(
         "math: no denied answer", _ANSWERS,
-        "        if _DENIED.search(tail[max(0, anchor.start() - 40) : anchor.start()]):\n",
-        "        if False:\n", _FOUND,
+        "        if is_denied(tail, anchor.start()):\n", "        if False:\n", _FOUND,
+    ),
+    _mutant(
+        "math: no doubted answer", _ANSWERS,
+        "bool(_DENIED.search(before) or _DOUBTED.search(before))", "bool(_DENIED.search(before))",
+        _FOUND,
+    ),
+    _mutant(
+        "math: a reason that takes back stays", _ANSWERS,
+        "    if reason is not None and not _WEAKENED.search(reason.group()):\n",
+        "    if reason is not None:\n", _FOUND,
     ),
     _mutant(
         "math: two boxes are two values", _ANSWERS,
@@ -921,12 +935,34 @@ _MATH = [
     ),
     _mutant(
         "math: inequalities left unsolved", "algebra.py",
-        "or (_is_unsolved(found[0]) and not _is_unsolved(gold[0]))", "", _TABLE,
+        "    if _is_unsolved(found[0]) and not _is_unsolved(gold[0]):\n        return False\n", "",
+        _TABLE,
     ),
     _mutant(
         "math: sets are no tuples", "algebra.py",
-        '    if {_delimiter(value), _delimiter(expected.value)} == {"set", "tuple"}:\n',
+        '    if {_delimiter(value), _delimiter(other)} == {"set", "tuple"}:\n',
         "    if False:\n", _TABLE,
+    ),
+    _mutant(
+        "math: names have an order beside a tuple", "algebra.py",
+        "    value, other = _as_tuples(value, expected.value)\n",
+        "    other = expected.value\n", _TABLE,
+    ),
+    _mutant(
+        "math: ratios", "algebra.py",
+        "    if in_proportion is not None:\n        return in_proportion\n", "", _TABLE,
+    ),
+    _mutant(
+        "math: times of day", "ratio.py",
+        "    if _CLOCK.fullmatch(said) and _CLOCK.fullmatch(meant):\n", "    if False:\n", _TABLE,
+    ),
+    _mutant(
+        "math: nothing equals a division by zero", "algebra.py", " or _is_undefined(gold[0])", "",
+        _TABLE,
+    ),
+    _mutant(
+        "math: claims in words", "units.py",
+        "    if _another_claim(answer, truth):\n        return False\n", "", _TABLE,
     ),
     _mutant(
         "math: unions of intervals", "algebra.py",
@@ -984,6 +1020,14 @@ _CHOICE = [
         "choice: none rejected", "chosen_letter.py",
         "[m for m in _OPTION.finditer(end) if not _REJECTED.match(end, m.end())]",
         "list(_OPTION.finditer(end))", "choice_verifier::test_letters_found",
+    ),
+    _mutant(
+        "choice: none doubted", "chosen_letter.py", "not is_denied(text, match.start()) and ", "",
+        _LETTER,
+    ),
+    _mutant(
+        "choice: none asked", "chosen_letter.py", " and not _ASKED.match(text, match.end())", "",
+        _LETTER,
     ),
     _mutant(
         "choice: a box goes before the text", "chosen_letter.py",
