@@ -59,6 +59,7 @@ def sample_traces(file: Path, folder: Path, dtype: str, ssm_dtype: str) -> None:
 
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
+    from vllm.platforms.cpu import CpuPlatform
 
     from actors.engine_args import engine_args
     from h1r_rl.config.schema import RolloutConfig, WeightsConfig
@@ -72,8 +73,17 @@ def sample_traces(file: Path, folder: Path, dtype: str, ssm_dtype: str) -> None:
     args = engine_args(
         rollout, WeightsConfig(), model_folder=str(folder), seed=0, trust_remote_code=False
     )
-    # On a CPU with AVX-512 BF16 vLLM resets a hybrid's SSM state to float32, and only warns.
-    with mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: False):
+    settle = CpuPlatform.check_and_update_config
+
+    def keep_state_dtype(config: Any) -> None:
+        """On a CPU with AVX-512 BF16 vLLM resets a hybrid's SSM state to float32, and only warns.
+        Its kernels are to be those of the machine all the same."""
+        with mock.patch("torch.cpu._is_avx512_bf16_supported", lambda: False):
+            settle(config)
+
+    with mock.patch.object(
+        CpuPlatform, "check_and_update_config", staticmethod(keep_state_dtype)
+    ):
         engine = LLM(**args | {"max_logprobs": -1, "skip_tokenizer_init": True})
     rng = np.random.default_rng(0)
     asked, settings = [], []

@@ -1,5 +1,6 @@
 """Packed rows against transformers' own model, one document at a time."""
 
+import re
 import runpy
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,6 +150,11 @@ def test_rows_of_any_lengths_equal_one_by_one(model, lengths, seed):
     assert_exact(model, tuple(lengths), seed)
 
 
+def kind(name: str) -> str:
+    """Without the layer's number: what transformers is off by in one layer is a single draw."""
+    return re.sub(r"layers\.\d+\.", "", name)
+
+
 @pytest.mark.parametrize("name", ["34B", "1.5B", "granite-2-tied", "nemotron-2"])
 def test_in_float32_they_are_equal_to_rounding(name):
     """Against float64, beside what transformers' own float32 is off by: also A_log's and dt_bias's
@@ -161,7 +167,9 @@ def test_in_float32_they_are_equal_to_rounding(name):
     with pytest.MonkeyPatch.context() as patch:
         expected = one_by_one(in_float64(model, patch), LENGTHS)
     off = distances(found, expected)
-    allowed = {name: ROUNDING + 4 * own for name, own in distances(plain, expected).items()}
+    own, kinds = distances(plain, expected), {name: kind(name) for name in found}
+    worst = {k: max(own[n] for n in own if kinds[n] == k) for k in kinds.values()}
+    allowed = {name: ROUNDING + 4 * worst[kinds[name]] for name in off}
     beyond = {name: (off[name], allowed[name]) for name in off if off[name] > allowed[name]}
     assert not beyond, beyond
 
