@@ -26,11 +26,15 @@ _ANCHOR = re.compile(
     r"|[ \t]*to[^.:\n]{0,80}?(?:is|:))[ \t]*:?\**",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\b(?:not|wrong|incorrect|false|bad)(?:[ \t]+the)?|\bno)[ \t*]*$", re.I)
+_PRAISED = r"(?:[ \t]+(?:correct|right|best|final))?[ \t*]*$"
+_DENIED = re.compile(
+    r"(?:\b(?:not|wrong|incorrect|false|bad|eliminate)(?:[ \t]+(?:the|my|our|an?))?|\bno)"
+    + _PRAISED, re.I,
+)
 _DOUBTED = re.compile(
     r"(?:\b(?:if|whether|suppos(?:e|ing)|assum(?:e|ing)|unlikely|doubt)"
     r"|(?:n['\u2019]t|\bnot)[ \t]+(?:think|believe|sure))(?:[ \t]+that)?"
-    r"(?:[ \t]+(?:the|my|our))?(?:[ \t]+(?:correct|right|best|final))?[ \t*]*$", re.I,
+    r"(?:[ \t]+(?:the|my|our))?" + _PRAISED, re.I,
 )
 _ADVERB = re.compile(r"^(?:therefore|thus|hence|then|simply|just|indeed|equal to)\b[ \t,:]*", re.I)
 _REASON = re.compile(r"(?:,[ \t]*(?:which|because|since)|[ \t](?:because|since))[ \t].*")

@@ -17,17 +17,16 @@ _ONLY_LETTER = re.compile(
     r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)?\s*\(?([A-Ja-j])\)?(?P<rest>[.):].*)?",
     re.I | re.S,
 )
-_DENIED = r"(?<!incorrect )(?<!wrong )(?<!not )(?<!not an )(?<!not the )(?<!eliminate )(?<!false )"
 _IS = r"(?i:is|are|would be|should be|must be|will be|has to be|:|=)"
 _LETTER = (
     r"[*_$\s({\[\"'\u201c\u2018]*(?i:\\(?:text|textbf|mathrm|mathbf)\s*\{\(?)?"
     r"([A-J])(?![A-Za-z]|['\u2019][A-Za-z])"
 )
 _ANSWER = re.compile(
-    rf"{_DENIED}\b(?i:answer|correct (?:option|choice)|(?:right|best) (?:answer|option|choice))[*]*"
+    rf"\b(?i:answer|correct (?:option|choice)|(?:right|best) (?:answer|option|choice))[*]*"
     rf"\s*{_IS}?\s*(?i:therefore|thus|then)?[:=]?[*]*\s*(?i:option|choice)?{_LETTER}"
 )
-_OPTION = re.compile(rf"{_DENIED}\b(?i:option|choice)[*]*\s*{_IS}?\s*{_LETTER}")
+_OPTION = re.compile(rf"\b(?i:option|choice)[*]*\s*{_IS}?\s*{_LETTER}")
 _LETTER_IS_RIGHT = re.compile(
     r"(?<![A-Za-z])(?<!except )(?<!but )(?<!not )(?<!nor )\(?([A-J])\)?[*]* "
     r"(?i:(?:is|must be) (?:the )?(?:correct|right|best))\b"
@@ -69,8 +68,11 @@ def _said(end: str) -> str | None:
     answers = [m for m in _ANSWER.finditer(end) if _is_stated(m, end)]
     if answers:
         return _alone(answers[-1], end)
-    options = [m for m in _OPTION.finditer(end) if not _REJECTED.match(end, m.end())]
-    options = [m for m in options if _is_stated(m, end)]
+    options = [
+        m
+        for m in _OPTION.finditer(end)
+        if _is_stated(m, end) and not _REJECTED.match(end, m.end())
+    ]
     right = list(_LETTER_IS_RIGHT.finditer(end))
     for found in (right, options):
         if found:

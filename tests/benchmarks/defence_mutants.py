@@ -1014,7 +1014,9 @@ _CHOICE = [
         "return _alone", _LETTER,
     ),
     _mutant(
-        "choice: none denied", "chosen_letter.py", r"(?<!incorrect )(?<!wrong )", "", _LETTER,
+        "choice: none denied", _ANSWERS,
+        "bool(_DENIED.search(before) or _DOUBTED.search(before))", "bool(_DOUBTED.search(before))",
+        _LETTER,
     ),
     _mutant(
         "choice: none rejected", "chosen_letter.py",

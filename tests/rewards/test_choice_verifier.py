@@ -103,6 +103,8 @@ def test_letters_found(text):
         "A) or B)",
         "A) not B",
         "The wrong answer is B.",
+        "We can eliminate the option B.",
+        "This is not the right answer: B",
         "The answer is not A",
         "Option A gives 3. Option B gives 4.",
         r"\boxed{(B) \text{ and } (A)}",
