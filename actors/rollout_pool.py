@@ -175,6 +175,8 @@ class RolloutPool:
         self.end_transfer()
         what = f"version {version} of the learner (rank 0), {self._parcel[0]} to {self._parcel[1]},"
         self._raise_failed(what, staged | pauses)
+        if not held:
+            raise WeightTransferError(f"{what} failed on every engine: lost before they committed")
         return max(held.values())
 
     def end_transfer(self) -> None:

@@ -96,6 +96,21 @@ async def test_when_nobody_received_nobody_is_behind(monkeypatch):
     assert len(pool.members()) == 3 and not pool.behind()
 
 
+async def test_engines_lost_between_staging_and_commit_end_the_transfer_not_the_run(monkeypatch):
+    """A restart in that moment; the sender then tries again with whoever comes."""
+    pool = _pool(monkeypatch, staged=[None] * 3, commit=[0.1] * 3)
+
+    class Restarted(StubMethod):
+        async def _reply(self):
+            for name in list(pool.members()):
+                pool.give_up([name], RuntimeError("restarted on request"))
+
+    pool._engines.members["rollout-2"].actor.staged = Restarted(None)
+    with pytest.raises(WeightTransferError, match="version 4 .* lost before they committed"):
+        await pool.commit("4")
+    assert pool.newest() == "0" and not pool._engines.in_transfer
+
+
 async def test_a_leaver_stays_for_the_transfer_under_way(monkeypatch):
     """Its communicator's other members would lose theirs with it."""
     closed = []
