@@ -32,4 +32,4 @@ proof: demo
 	$(BIN)/python tests/benchmarks/update_readme.py runs/tiny-cpu
 
 ui: setup
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

@@ -258,14 +258,18 @@ async def cached_rates(pool: Any) -> dict[int, float]:
 
 
 async def measure(folders: dict[str, Path]) -> None:
-    """Three engines, one after another; what is known so far is written after each part."""
+    """Four engines, one after another; what is known so far is written after each part."""
     rows: list[tuple[str, float, str, str]] = []
     long = {"max_model_len": 2 * DECODED + 256, "kv_cache_gib": 1.0}
     pool = await started(folders["small"], **long)
     value, note = await service_efficiency(pool, 48)
     write([*rows, ("service_efficiency_small", value, "ratio", note)], rows)
     write(rows + await updates(pool, folders["small"]), rows)
+    await pool.close()
+    pool = await started(folders["small"], prefix_caching=False, **long)
     without = await cached_rates(pool)
+    if (await pool.stats())["cached_tokens"]:
+        raise SystemExit("expected no token from a cache that is off")
     await pool.close()
     pool = await started(folders["small"], prefix_caching=True, **long)
     with_cache = await cached_rates(pool)
