@@ -24,11 +24,14 @@ slow: demo
 
 ci: lint test demo slow
 
-# Long evidence, by hand: real engines under faults and scaling, then three seeds and the controls
-# (most of an hour each), then README's tables.
+# Long evidence, by hand: real engines under faults and scaling, three seeds and the controls,
+# every defence of the rewards broken in turn, the benchmarks: some hours. Then README's tables.
+# By themselves for what they need: bench_sandbox (nsjail), bench_rollouts_trl (TRL).
+BENCHMARKS := main_job defences rewards_math learner loss_memory packing logprob_gap \
+	$(addprefix rollouts_,async coordinator engine loop transfer)
 proof: demo
 	$(BIN)/python -m pytest -m "proof and not gpu"
-	$(BIN)/python tests/benchmarks/bench_main_job.py
+	for name in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/bench_$$name.py || exit 1; done
 	$(BIN)/python tests/benchmarks/update_readme.py runs/tiny-cpu
 
 ui: setup
