@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.code_share import STATE
 from cluster.pipeline import _close
 from cluster.run_folder import RunFolder, write_json
 from h1r_rl.config.load import load_run
@@ -37,3 +38,13 @@ def test_what_was_measured_is_shown(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "50.0±10.0" in said and "grpo.png" in said
     assert json.loads((folder.path / "result.json").read_text())["evaluation"]["base"]["greedy"]
+
+
+def test_code_problems_left_out_are_told(tmp_path, capsys):
+    config = load_run(RUN, (f"output={tmp_path}",))
+    folder = RunFolder(config.folder)
+    folder.update_state(**{STATE: "the kernel said EPERM"})
+    write_json(folder.evaluation("base"), SCORES)
+    _close(config, folder, SimpleNamespace(log_artifact=lambda _: None), time.monotonic())
+    said = "".join(capsys.readouterr().out.split())
+    assert "withouttheshareofcodeproblems:thekernelsaidEPERM" in said
