@@ -52,6 +52,9 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
             tracker = Tracker.start(
                 config.tracking, run_name=config.name, folder=folder.path, stage="run"
             )
+            if earlier := folder.state().get("tracked_as"):
+                tracker.end_left_open("FAILED", earlier=earlier)
+            folder.update_state(tracked_as=tracker.run_id)
             tracker.log_params(config.model_dump(mode="json"))
             tracker.log_artifact(folder.path / "resolved.yaml")
             cluster = stack.enter_context(ray_cluster(config.cluster))
@@ -75,6 +78,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     finally:
         stack.close()
         if tracker is not None:
+            tracker.end_left_open(status)
             tracker.end(status)
         if mistaken:
             folder.forget_if_new()

@@ -1,6 +1,7 @@
 """The real thing, short: Ray jobs, DeepSpeed, vLLM, MLflow; ends, failures and interrupts."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -81,11 +82,20 @@ def alive(tree: dict[int, str]) -> dict[int, str]:
     return {p: name for p, name in tree.items() if Path(f"/proc/{p}").exists()}
 
 
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 class Live:
     """A run in the background, every process that it ever had remembered."""
 
     def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         self.tree: dict[int, str] = {}
 
     def wait_for(self, condition: Callable[[], bool], deadline_s: float = 300) -> None:
@@ -95,6 +105,19 @@ class Live:
             assert time.monotonic() < end, f"waited {deadline_s} s"
             self.tree |= tree_of(self.process.pid)
             time.sleep(0.5)
+
+    def interrupt(self, *, like_a_terminal: bool) -> None:
+        """Ctrl-C: a terminal sends it to every process of the command's group."""
+        if like_a_terminal:
+            os.killpg(self.process.pid, signal.SIGINT)
+        else:
+            self.process.send_signal(signal.SIGINT)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the first process with these words in its title or command line."""
+        found = [pid for pid in sorted(alive(self.tree)) if name in command_line(pid)]
+        assert found, {pid: command_line(pid) for pid in alive(self.tree)}
+        os.kill(found[0], signal.SIGKILL)
 
     def end(self, deadline_s: float = 200) -> tuple[int, str]:
         """Exit code and standard error; nothing of the run is left."""
@@ -132,23 +155,87 @@ def test_a_constant_reward_ends_with_an_explanation(tmp_path, from_sft):
     assert statuses(tmp_path) == {"tiny-cpu": "FAILED", "tiny-cpu/grpo": "FAILED"}
 
 
-@pytest.mark.parametrize("victim", ["nobody: Ctrl-C", "ray::LearnerActor"])
-def test_an_end_in_the_middle_of_grpo_leaves_nothing(tmp_path, from_sft, victim):
-    live = Live(h1r(tmp_path, "grpo", *from_sft, "grpo.steps=500"))
-    live.wait_for(lambda: len(records(tmp_path, "grpo")) >= 2)
-    if victim.startswith("nobody"):
-        live.process.send_signal(signal.SIGINT)
-        expected, status = 130, "KILLED"
-    else:
-        # A child that the learner has forked bears its name until it has become another program.
-        learner = min(p for p, n in alive(live.tree).items() if n.startswith("ray::Learner"))
-        subprocess.run(["kill", "-9", str(learner)], check=True)
-        expected, status = 1, "FAILED"
+LONG = {"sft": ("sft.steps=5000",), "grpo": ("grpo.steps=500",)}
+
+
+@pytest.mark.parametrize("like_a_terminal", [True, False])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path, from_sft, stage, like_a_terminal):
+    start = from_sft if stage == "grpo" else ()
+    live = Live(h1r(tmp_path, stage, *start, *LONG[stage]))
+    live.wait_for(lambda: len(records(tmp_path, stage)) >= 2)
+    live.interrupt(like_a_terminal=like_a_terminal)
     code, stderr = live.end()
-    assert code == expected, stderr
-    assert statuses(tmp_path) == {"tiny-cpu": status, "tiny-cpu/grpo": status}
-    if status == "FAILED":
-        assert "LearnerActor" in stderr or "learner" in stderr
+    assert code == 130, stderr
+    assert statuses(tmp_path) == {"tiny-cpu": "KILLED", f"tiny-cpu/{stage}": "KILLED"}
+
+
+def test_ctrl_c_before_an_engine_is_up_leaves_nothing(tmp_path, from_sft):
+    live = Live(h1r(tmp_path, "eval", *from_sft))
+    live.wait_for(lambda: any("RolloutActor" in command_line(p) for p in alive(live.tree)))
+    live.interrupt(like_a_terminal=True)
+    code, stderr = live.end()
+    assert code == 130, stderr
+    assert statuses(tmp_path)["tiny-cpu"] == "KILLED"
+    assert set(statuses(tmp_path).values()) == {"KILLED"}
+
+
+def test_ctrl_c_while_answers_are_measured_leaves_nothing(tmp_path, from_sft):
+    """So many problems that the measuring is under way for a while."""
+    many = ("evaluation.limit=20000", "data.generate.evaluation_problems=20000")
+    live = Live(h1r(tmp_path, "eval", *from_sft, *many))
+    live.wait_for(lambda: "tiny-cpu/evaluate-base" in statuses(tmp_path))
+    time.sleep(5)
+    live.interrupt(like_a_terminal=False)
+    code, stderr = live.end()
+    assert code == 130, stderr
+    assert statuses(tmp_path) == {"tiny-cpu": "KILLED", "tiny-cpu/evaluate-base": "KILLED"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "victim", "named"),
+    [
+        ("sft", "ray::LearnerActor", "learner"),
+        ("grpo", "ray::LearnerActor", "learner"),
+        ("grpo", "cluster.stage_main grpo", "stage grpo failed"),  # the loop itself
+    ],
+)
+def test_a_crash_in_the_middle_is_told_and_leaves_nothing(tmp_path, from_sft, stage, victim, named):
+    start = from_sft if stage == "grpo" else ()
+    live = Live(h1r(tmp_path, stage, *start, *LONG[stage]))
+    live.wait_for(lambda: len(records(tmp_path, stage)) >= 2)
+    live.kill(victim)
+    code, stderr = live.end()
+    assert code == 1 and named in stderr.lower(), stderr
+    assert statuses(tmp_path) == {"tiny-cpu": "FAILED", f"tiny-cpu/{stage}": "FAILED"}
+
+
+def test_a_killed_command_leaves_nothing_and_its_run_goes_on_later(tmp_path, from_sft):
+    """Engines and reward workers are replaced within the run; the command itself by --resume."""
+    live = Live(h1r(tmp_path, "grpo", *from_sft, "grpo.steps=12"))
+
+    def steps() -> int:
+        return len(records(tmp_path, "grpo"))
+
+    live.wait_for(lambda: steps() >= 2)
+    for service in ("ray::RewardWorker", "ray::RolloutActor"):
+        live.kill(service)
+        reached = steps()
+        live.wait_for(lambda reached=reached: steps() >= reached + 3)
+    live.process.kill()
+    live.end()
+    assert set(statuses(tmp_path).values()) == {"RUNNING"}  # nobody was left to say otherwise
+    done = call(h1r(tmp_path, "grpo", *from_sft, "grpo.steps=12", "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert [r["step"] for r in records(tmp_path, "grpo")] == list(range(12))
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        found = store.execute("select name, status from runs order by start_time").fetchall()
+    assert found == [
+        ("tiny-cpu", "FAILED"),
+        ("tiny-cpu/grpo", "FAILED"),
+        ("tiny-cpu", "FINISHED"),
+        ("tiny-cpu/grpo", "FINISHED"),
+    ]
 
 
 def test_two_runs_of_one_seed_start_alike(tmp_path):
