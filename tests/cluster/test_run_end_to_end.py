@@ -1,14 +1,9 @@
 """The real thing, short: Ray jobs, DeepSpeed, vLLM, MLflow; ends, failures and interrupts."""
 
 import json
-import os
 import re
 import signal
-import sqlite3
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,115 +13,17 @@ from safetensors.torch import load_file
 
 from h1r_rl.config.lora_targets import TARGETS
 
-ROOT = Path(__file__).parents[2]
-RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
-H1R = Path(sys.executable).with_name("h1r")
-SMALL = (
-    "grpo.steps=3",
-    "grpo.prompts_per_step=4",
-    "grpo.samples_per_prompt=8",
-    "evaluation.limit=8",
-    "data.generate.sft_problems=256",
-    "data.generate.rl_problems=512",
-    "data.generate.evaluation_problems=16",
-)
+sys.path.insert(0, str(Path(__file__).parent))
+
+from live_runs import H1R, Live, call, from_model, h1r, records, statuses  # noqa: E402
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def h1r(folder: Path, command: str, *overrides: str) -> list[str]:
-    store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
-    return [str(H1R), command, str(RUN), f"output={folder}", store, *SMALL, *overrides]
 
 
 @pytest.fixture
 def from_sft(demo_folder) -> tuple[str, ...]:
     """GRPO from the demo's SFT model, which answers in more than one way."""
-    return ("sft=null", "model.tiny=null", f"model.path={demo_folder / 'sft-model'}")
-
-
-def call(command: list[str], timeout: float = 600) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-
-
-def statuses(folder: Path) -> dict[str, str]:
-    with sqlite3.connect(folder / "mlflow.db") as store:
-        return dict(store.execute("select name, status from runs"))
-
-
-def records(folder: Path, stage: str) -> list[dict]:
-    file = folder / "tiny-cpu" / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [r for r in map(json.loads, lines) if r["stage"] == stage]
-
-
-def tree_of(pid: int) -> dict[int, str]:
-    """Descendants of a process, with their names: they outlive their parents' ids."""
-    found: dict[int, str] = {}
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, rest = (entry / "stat").read_text().rsplit(")", 1)
-            except OSError:
-                continue
-            parents[int(entry.name)] = (int(rest.split()[1]), name.partition("(")[2])
-    known = {pid}
-    while fresh := {p for p, (parent, _) in parents.items() if parent in known} - known:
-        known |= fresh
-    for child in known - {pid}:
-        found[child] = parents[child][1]
-    return found
-
-
-def alive(tree: dict[int, str]) -> dict[int, str]:
-    return {p: name for p, name in tree.items() if Path(f"/proc/{p}").exists()}
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-class Live:
-    """A run in the background, every process that it ever had remembered."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self.tree: dict[int, str] = {}
-
-    def wait_for(self, condition: Callable[[], bool], deadline_s: float = 300) -> None:
-        end = time.monotonic() + deadline_s
-        while not condition():
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < end, f"waited {deadline_s} s"
-            self.tree |= tree_of(self.process.pid)
-            time.sleep(0.5)
-
-    def interrupt(self, *, like_a_terminal: bool) -> None:
-        """Ctrl-C: a terminal sends it to every process of the command's group."""
-        if like_a_terminal:
-            os.killpg(self.process.pid, signal.SIGINT)
-        else:
-            self.process.send_signal(signal.SIGINT)
-
-    def kill(self, name: str) -> None:
-        """SIGKILL to the first process with these words in its title or command line."""
-        found = [pid for pid in sorted(alive(self.tree)) if name in command_line(pid)]
-        assert found, {pid: command_line(pid) for pid in alive(self.tree)}
-        os.kill(found[0], signal.SIGKILL)
-
-    def end(self, deadline_s: float = 200) -> tuple[int, str]:
-        """Exit code and standard error; nothing of the run is left."""
-        _, stderr = self.process.communicate(timeout=deadline_s)
-        end = time.monotonic() + 20
-        while alive(self.tree) and time.monotonic() < end:
-            time.sleep(0.5)
-        assert not alive(self.tree)
-        return self.process.returncode, stderr
+    return from_model(demo_folder / "sft-model")
 
 
 def test_a_synchronous_run_of_three_steps_ends_by_itself(tmp_path, from_sft):
@@ -153,89 +50,6 @@ def test_a_constant_reward_ends_with_an_explanation(tmp_path, from_sft):
     code, stderr = live.end(600)
     assert code == 1 and "nothing can be learned" in " ".join(stderr.split())
     assert statuses(tmp_path) == {"tiny-cpu": "FAILED", "tiny-cpu/grpo": "FAILED"}
-
-
-LONG = {"sft": ("sft.steps=5000",), "grpo": ("grpo.steps=500",)}
-
-
-@pytest.mark.parametrize("like_a_terminal", [True, False])
-@pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path, from_sft, stage, like_a_terminal):
-    start = from_sft if stage == "grpo" else ()
-    live = Live(h1r(tmp_path, stage, *start, *LONG[stage]))
-    live.wait_for(lambda: len(records(tmp_path, stage)) >= 2)
-    live.interrupt(like_a_terminal=like_a_terminal)
-    code, stderr = live.end()
-    assert code == 130, stderr
-    assert statuses(tmp_path) == {"tiny-cpu": "KILLED", f"tiny-cpu/{stage}": "KILLED"}
-
-
-def test_ctrl_c_before_an_engine_is_up_leaves_nothing(tmp_path, from_sft):
-    live = Live(h1r(tmp_path, "eval", *from_sft))
-    live.wait_for(lambda: any("RolloutActor" in command_line(p) for p in alive(live.tree)))
-    live.interrupt(like_a_terminal=True)
-    code, stderr = live.end()
-    assert code == 130, stderr
-    assert statuses(tmp_path)["tiny-cpu"] == "KILLED"
-    assert set(statuses(tmp_path).values()) == {"KILLED"}
-
-
-def test_ctrl_c_while_answers_are_measured_leaves_nothing(tmp_path, from_sft):
-    """So many problems that the measuring is under way for a while."""
-    many = ("evaluation.limit=20000", "data.generate.evaluation_problems=20000")
-    live = Live(h1r(tmp_path, "eval", *from_sft, *many))
-    live.wait_for(lambda: "tiny-cpu/evaluate-base" in statuses(tmp_path))
-    time.sleep(5)
-    live.interrupt(like_a_terminal=False)
-    code, stderr = live.end()
-    assert code == 130, stderr
-    assert statuses(tmp_path) == {"tiny-cpu": "KILLED", "tiny-cpu/evaluate-base": "KILLED"}
-
-
-@pytest.mark.parametrize(
-    ("stage", "victim", "named"),
-    [
-        ("sft", "ray::LearnerActor", "learner"),
-        ("grpo", "ray::LearnerActor", "learner"),
-        ("grpo", "cluster.stage_main grpo", "stage grpo failed"),  # the loop itself
-    ],
-)
-def test_a_crash_in_the_middle_is_told_and_leaves_nothing(tmp_path, from_sft, stage, victim, named):
-    start = from_sft if stage == "grpo" else ()
-    live = Live(h1r(tmp_path, stage, *start, *LONG[stage]))
-    live.wait_for(lambda: len(records(tmp_path, stage)) >= 2)
-    live.kill(victim)
-    code, stderr = live.end()
-    assert code == 1 and named in stderr.lower(), stderr
-    assert statuses(tmp_path) == {"tiny-cpu": "FAILED", f"tiny-cpu/{stage}": "FAILED"}
-
-
-def test_a_killed_command_leaves_nothing_and_its_run_goes_on_later(tmp_path, from_sft):
-    """Engines and reward workers are replaced within the run; the command itself by --resume."""
-    live = Live(h1r(tmp_path, "grpo", *from_sft, "grpo.steps=12"))
-
-    def steps() -> int:
-        return len(records(tmp_path, "grpo"))
-
-    live.wait_for(lambda: steps() >= 2)
-    for service in ("ray::RewardWorker", "ray::RolloutActor"):
-        live.kill(service)
-        reached = steps()
-        live.wait_for(lambda reached=reached: steps() >= reached + 3)
-    live.process.kill()
-    live.end()
-    assert set(statuses(tmp_path).values()) == {"RUNNING"}  # nobody was left to say otherwise
-    done = call(h1r(tmp_path, "grpo", *from_sft, "grpo.steps=12", "--resume"))
-    assert done.returncode == 0, done.stderr
-    assert [r["step"] for r in records(tmp_path, "grpo")] == list(range(12))
-    with sqlite3.connect(tmp_path / "mlflow.db") as store:
-        found = store.execute("select name, status from runs order by start_time").fetchall()
-    assert found == [
-        ("tiny-cpu", "FAILED"),
-        ("tiny-cpu/grpo", "FAILED"),
-        ("tiny-cpu", "FINISHED"),
-        ("tiny-cpu/grpo", "FINISHED"),
-    ]
 
 
 def test_two_runs_of_one_seed_start_alike(tmp_path):
