@@ -20,7 +20,13 @@ from actors.sampling_guard import rl_sampling
 from cluster.agreement import probe_gap, values_agree
 from cluster.sample_table import sample_rows
 from cluster.scale import Scaling
-from cluster.step_metrics import EngineMeter, finished_metrics, one_line, trained_metrics
+from cluster.step_metrics import (
+    EngineMeter,
+    advantage_metrics,
+    finished_metrics,
+    one_line,
+    trained_metrics,
+)
 from cluster.weight_sync import WeightSync
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.data.prompt_stream import PromptStream
@@ -107,6 +113,7 @@ async def train_grpo(run: GRPORun) -> None:
                 run.weights.publish(result.version, then=lambda k=keys: run.buffer.release(k))
             metrics = {f"learner/{k}": v for k, v in (metrics | result.metrics).items()}
             metrics |= trained_metrics(groups, version, run.buffer.max_staleness)
+            metrics |= advantage_metrics(plan, grpo.algorithm)
             metrics |= await _service_metrics(run)
             now = time.monotonic()
             metrics |= {"time/step_s": now - started, "time/wait_s": waited_s}

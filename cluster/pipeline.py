@@ -63,6 +63,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
         with progress:
             for stage in stages:
                 progress.begin(stage)
+                folder.note_origin(stage)
                 with timed(folder, stage):
                     run_stage(cluster, stage, folder, tracker.run_id, on_poll=progress.refresh)
                 folder.update_state(done=[*folder.state().get("done", []), stage])
@@ -145,6 +146,7 @@ def _prepare(config: RunConfig, folder: RunFolder) -> RunConfig:
         )
         folder.write_stage_config(config)
         if "checked" not in folder.state():
+            folder.note_origin("prepare")
             warn_of_left_out(check_problems(config, folder.data), folder.data)
             folder.update_state(checked=True)
         if config.model.tiny is not None and not folder.base_model.exists():

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from cluster.origin import origin
 from h1r_rl.config.load import build_run, dump_run
 from h1r_rl.config.schema import RunConfig
 from h1r_rl.errors import ConfigError
@@ -116,6 +117,12 @@ class RunFolder:
 
     def update_state(self, **changes: Any) -> None:
         write_json(self.path / "state.json", self.state() | changes)
+
+    def note_origin(self, stage: str) -> None:
+        """What makes this stage's results, in origin.json by stage: see `cluster.origin`."""
+        file = self.path / "origin.json"
+        known = _read(file, json.loads) if file.exists() else {}
+        write_json(file, known | {stage: origin()})
 
     def forget_if_new(self) -> None:
         """A run that a mistake ended before its first stage leaves the name to a mended one."""

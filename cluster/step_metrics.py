@@ -13,7 +13,7 @@ import numpy as np
 
 from h1r_rl.config.schema import AlgorithmConfig
 from h1r_rl.grpo.advantages import has_signal
-from h1r_rl.grpo.build_batch import trained_scores
+from h1r_rl.grpo.build_batch import TrainPlan, advantages_by_group, trained_scores
 from h1r_rl.records import Group, Sample
 
 RATES = {"tokens": "tokens_per_s", "prefill_tokens": "prefill_tokens_per_s"}
@@ -73,7 +73,7 @@ def finished_metrics(
     scores = np.array([s.verdict.score for s in samples if s.verdict.score is not None])
     if len(scores):
         spread = np.mean([np.nanstd(group.scores()) for group, _ in finished])
-        metrics |= {"reward/mean": float(scores.mean()), "reward/spread": float(spread)}
+        metrics |= {"reward/mean": float(scores.mean()), "reward/score_spread": float(spread)}
     for verifier in sorted({group.prompt.verifier for group, _ in finished}):
         judged = [g.scores() for g, _ in finished if g.prompt.verifier == verifier]
         known = [score for scores in judged for score in scores if not np.isnan(score)]
@@ -102,6 +102,21 @@ def trained_metrics(groups: list[Group], version: int, max_staleness: int) -> di
     return metrics | {
         f"rollout/tokens_age_{name}": float(share)
         for name, share in zip(names, shares, strict=True)
+    }
+
+
+def advantage_metrics(plan: TrainPlan, algorithm: AlgorithmConfig) -> dict[str, float]:
+    """What the step's samples are weighed by: population std and largest magnitude over those in
+    the loss. Divided by each group's own std the spread is near 1; it is the scores' own without
+    (`dr_grpo`, `rloo`)."""
+    advantages = np.concatenate(advantages_by_group(plan, algorithm))
+    scores = np.concatenate([trained_scores(group, algorithm) for group in plan.groups])
+    inside = advantages[~np.isnan(scores)]
+    if not len(inside):
+        return {}
+    return {
+        "learner/advantage_spread": float(inside.std()),
+        "learner/advantage_max": float(np.abs(inside).max()),
     }
 
 

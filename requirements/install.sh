@@ -7,6 +7,7 @@ platform="${1:-cpu}"
 python="${PYTHON:-python3}"
 venv=.venv
 stamp="$venv/.locks-$platform"
+torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 case "$platform" in
   cpu) torch="torch==2.13.0+cpu"; locks=(requirements/cpu.txt requirements/cpu-engine.txt) ;;
@@ -31,10 +32,17 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 echo "setting up $venv ($platform); a few minutes the first time"
 # === keeps a CPU build (2.13.0+cpu) that lies in the indexes off a CUDA machine.
 if [ "$("$venv/bin/python" -c 'from importlib.metadata import version as v; print(v("torch"))' 2>/dev/null)" != "${torch##*=}" ]; then
-  if ! pip install -q --no-deps "$torch" 2>/dev/null; then
-    [ "$platform" = cpu ] || { echo "install.sh: $torch is not in the configured indexes" >&2; exit 1; }
+  if ! refusal=$(pip install -q --no-deps "$torch" 2>&1); then
+    if [ "$platform" != cpu ]; then
+      printf '%s\ninstall.sh: the configured indexes do not give %s\n' "$refusal" "$torch" >&2
+      exit 1
+    fi
     echo "the configured indexes lack $torch: adding PyTorch's public CPU wheel index"
-    pip install -q --no-deps --extra-index-url https://download.pytorch.org/whl/cpu "$torch"
+    if ! pip install -q --no-deps --extra-index-url "$torch_cpu_index" "$torch"; then
+      printf 'without that index pip had said:\n%s\n' "$refusal" >&2
+      echo "install.sh: neither the configured indexes nor $torch_cpu_index give $torch" >&2
+      exit 1
+    fi
   fi
 fi
 for lock in "${locks[@]}"; do

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_main_job.py [--seeds 0 1 2] [--folder runs/proof]
 
-Runs that have finished in the folder are not repeated. The time of a step is that of the last `make
-demo`. Intervals are 95%: of one run's gain paired
-by problem; of the control with shuffled rewards over several runs, because a policy that follows
-noise drifts, and how far it drifts shows between runs alone.
+Runs that have finished in the folder are not repeated; runs of different commits never make one
+table. The time of a step is that of the last `make demo`. Intervals are 95%: of one run's gain
+paired by problem; of the control with shuffled rewards over several runs, because a policy that
+follows noise drifts, and how far it drifts shows between runs alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from results_file import metric, write_results
+from results_file import metric, origin_of_runs, refuse_other_commits, write_results
 
 from h1r_rl.evaluation.metrics import paired_difference
 from h1r_rl.evaluation.report import read_metrics
@@ -144,6 +144,10 @@ def main() -> None:
     if not read_metrics(DEMO / "metrics.jsonl"):
         parser.error(f"expected the demo's steps in {DEMO}, found none: run `make demo` first")
     folder = arguments.folder
+    names = [f"{kind}{seed}" for kind in ("seed", "shuffled") for seed in arguments.seeds]
+    runs = [DEMO, *(folder / name for name in (*names, "format"))]
+    if not all((run_folder / "result.json").exists() for run_folder in runs):
+        refuse_other_commits(runs)
     seeds = {seed: run(folder, f"seed{seed}", f"seed={seed}") for seed in arguments.seeds}
     shuffled = {}
     for seed, start in seeds.items():
@@ -151,10 +155,12 @@ def main() -> None:
         shuffled[start] = run(folder, f"shuffled{seed}", f"seed={seed}", "sft=null",
                               "model.tiny=null", model, "reward.control=shuffled")  # fmt: skip
     formatted = run(folder, "format", "reward.control=format_only", *FORMAT_CONTROL)
+    made_by = origin_of_runs(runs)
     rows = phase_rows(DEMO)
     for seed, run_folder in seeds.items():
         rows += seed_rows(run_folder, seed)
-    write_results("main_job", [*rows, *shuffled_rows(shuffled), format_row(formatted)])
+    write_results("main_job", [*rows, *shuffled_rows(shuffled), format_row(formatted)],
+                  made_by=made_by)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/update_readme.py [RUN_FOLDER]
 
-With a run folder its result and its curve are taken up first.
+With a run folder its result, with the commit and the machine that made it, and its curve are taken
+up first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ CURVE = ROOT / "docs" / "grpo.png"
 
 
 def take_up(folder: Path) -> None:
+    from results_file import origin_of_runs
+
     result = json.loads((folder / "result.json").read_text()) | {"model": "runs/tiny-cpu/model"}
+    result |= origin_of_runs([folder])
     DEMO.write_text(json.dumps(result, indent=1) + "\n")
     shutil.copy2(folder / "grpo.png", CURVE)
 
@@ -31,9 +35,10 @@ def demo_section() -> str:
         return ""
     result = json.loads(DEMO.read_text())
     stages = ", ".join(f"{name} {value:.1f}" for name, value in result["minutes"].items())
+    commit = f" at commit `{result['commit'][:10]}`" if "commit" in result else ""
     return (
-        "Held-out accuracy in % (± standard error) of one run of the demo, on two virtual CPU "
-        "cores: "
+        f"Held-out accuracy in % (± standard error) of one run of the demo{commit}, on two virtual "
+        "CPU cores: "
         f"{sum(result['minutes'].values()):.1f} minutes after set-up ({stages}):\n\n"
         f"{markdown_table(result)}\n\n"
         "![reward, accuracy, response length and entropy over the GRPO steps](docs/grpo.png)"

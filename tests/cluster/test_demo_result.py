@@ -119,7 +119,7 @@ def test_mlflow_has_the_run_and_its_children(result):
     if grpo is None:
         pytest.skip("the run was resumed: its GRPO stage belongs to an earlier parent")
     wanted = (
-        "reward/mean reward/accuracy reward/format reward/spread reward/zero_signal_groups "
+        "reward/mean reward/accuracy reward/format reward/score_spread reward/zero_signal_groups "
         "learner/kl_behaviour learner/clip_fraction learner/entropy learner/grad_norm "
         "learner/learning_rate learner/target_tokens_per_s rollout/length_mean rollout/truncated "
         "rollout/staleness_mean weights/sync_s reward/queue_depth"

@@ -5,7 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cluster.step_metrics import EngineMeter, one_line, trained_metrics
+from cluster.step_metrics import (
+    EngineMeter,
+    advantage_metrics,
+    finished_metrics,
+    one_line,
+    trained_metrics,
+)
+from h1r_rl.config.schema import AlgorithmConfig
+from h1r_rl.grpo.build_batch import plan_train_batch
 from h1r_rl.records import Group, Prompt, Sample, Verdict, VersionSpan
 
 TOTALS = ("tokens", "prefill_tokens", "cached_tokens", "reprefilled", "preemptions", "busy_s")
@@ -69,6 +77,36 @@ def test_tokens_beyond_the_bound_have_a_share_of_their_own():
     shares = {key.removeprefix("rollout/tokens_age_"): value for key, value in found.items()}
     assert [shares[age] for age in ("0", "1", "over")] == pytest.approx([0.4, 0.2, 0.4])
     assert found["rollout/staleness_max"] == 5
+
+
+def judged(name, *scores):
+    spans = (VersionSpan("0", 0, 2),)
+    samples = tuple(
+        Sample(i, 2, "stop", spans, Verdict(score), None, i) for i, score in enumerate(scores)
+    )
+    return Group(Prompt(name, 0, np.zeros(1, np.int32), "", "math", "1"), samples, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "spread", "most"),
+    [
+        ({}, 1.0, 2.0),  # (1 - 0.2) / 0.4 of one right in five; the even group gives 1
+        ({"advantage": "dr_grpo"}, ((5 * 0.16 + 2 * 0.25) / 7) ** 0.5, 0.8),
+    ],
+    ids=["grpo", "dr_grpo"],
+)
+def test_the_spread_of_advantages_is_not_that_of_scores(settings, spread, most):
+    """By hand; a sample without a verdict has no part in it."""
+    algorithm = AlgorithmConfig(**settings)
+    groups = [judged("a", 1.0, 0.0, 0.0, 0.0, 0.0), judged("b", 1.0, 0.0, None)]
+    plan = plan_train_batch(
+        groups, algorithm, ranks=1, micro_batch_tokens=64, learner_version=0, max_staleness=0
+    )
+    found = advantage_metrics(plan, algorithm)
+    assert found["learner/advantage_spread"] == pytest.approx(spread, abs=1e-5)
+    assert found["learner/advantage_max"] == pytest.approx(most, abs=1e-4)
+    scores = finished_metrics([(group, 1.0) for group in groups], algorithm)
+    assert scores["reward/score_spread"] == pytest.approx((0.4 + 0.5) / 2)
 
 
 def test_a_line_a_step_has_it_all(clock):
