@@ -14,7 +14,8 @@ from typing import Any
 from cluster.check_data import check_files, check_problems
 from cluster.check_machine import check_machine
 from cluster.code_share import notes_of, without_refused_code
-from cluster.launch import ray_cluster, resolved_path, run_stage
+from cluster.embedded_ray import ray_cluster
+from cluster.launch import resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
 from cluster.scale import ControlFolder
