@@ -126,7 +126,7 @@ BAD_DATA = {
     "a verifier that is none": ({"rl": [row | {"verifier": 5} for row in ROWS[20:30]]}, "'5'"),
     "prompts too long": (
         {"rl": [row | {"messages": "7+" * 99 + row["prompt_id"]} for row in ROWS[20:30]]},
-        "data.rl: expected prompts of at most 48 tokens, found none among 10 (shortest 20",
+        "data.rl: expected prompts of at most 48 tokens, found none among 10 (shortest 216)",
     ),
     "a question in two splits": ({"rl": ROWS[:9]}, "expected disjoint splits"),
     "one id twice": ({"rl": [ROWS[1], ROWS[1] | {"messages": ROWS[4]["messages"]}]}, "p1"),

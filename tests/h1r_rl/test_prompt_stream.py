@@ -76,5 +76,5 @@ def test_long_prompts_are_left_out_and_counted():
 
 
 def test_only_long_prompts_end_with_an_explanation():
-    with pytest.raises(DataError, match=r"at most 5 tokens, found none among 10 \(shortest 11\)"):
+    with pytest.raises(DataError, match=r"at most 5 tokens, found none among 10 \(shortest 18\)"):
         stream_of(max_prompt_tokens=5)
