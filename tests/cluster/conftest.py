@@ -9,7 +9,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,10 @@ from h1r_rl.errors import DataError, WeightTransferError
 from h1r_rl.grpo.group_buffer import GroupBuffer
 from h1r_rl.records import GroupPart, Prompt, StepResult, Verdict, VersionSpan
 from h1r_rl.weight_manifest import ParameterSpec, TransferEpoch, WeightManifest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the tests too
+
+from live_runs import Live  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
@@ -347,3 +351,12 @@ def demo_folder() -> Path:
         run = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
         subprocess.run([h1r, "run", run, "--resume"], cwd=ROOT, check=True, timeout=1400)
     return folder
+
+
+@pytest.fixture
+def live_run() -> Iterator[Callable[[list[str]], Live]]:
+    """Starts commands in the background; whatever a test leaves of them is killed."""
+    started: list[Live] = []
+    yield lambda command: started.append(Live(command)) or started[-1]
+    for live in started:
+        live.kill_all()

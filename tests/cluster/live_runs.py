@@ -42,6 +42,8 @@ def call(command: list[str], timeout: float = 600) -> subprocess.CompletedProces
 
 def statuses(folder: Path) -> dict[str, str]:
     with sqlite3.connect(folder / "mlflow.db") as store:
+        if not store.execute("select 1 from sqlite_master where name = 'runs'").fetchone():
+            return {}  # it is only just being made
         return dict(store.execute("select name, status from runs"))
 
 
@@ -111,11 +113,19 @@ class Live:
         assert found, {pid: command_line(pid) for pid in alive(self.tree)}
         os.kill(found[0], signal.SIGKILL)
 
-    def end(self, deadline_s: float = 200) -> tuple[int, str]:
-        """Exit code and standard error; nothing of the run is left."""
+    def end(self, deadline_s: float = 200, leftover_s: float = 20) -> tuple[int, str]:
+        """Exit code and standard error; nothing of the run is left after `leftover_s`."""
         _, stderr = self.process.communicate(timeout=deadline_s)
-        end = time.monotonic() + 20
+        end = time.monotonic() + leftover_s
         while alive(self.tree) and time.monotonic() < end:
             time.sleep(0.5)
-        assert not alive(self.tree)
+        assert not alive(self.tree), {p: command_line(p) for p in alive(self.tree)}
         return self.process.returncode, stderr
+
+    def kill_all(self) -> None:
+        """What a failed test has left."""
+        self.tree |= tree_of(self.process.pid)
+        self.process.kill()
+        self.process.wait()
+        for pid in alive(self.tree):
+            os.kill(pid, signal.SIGKILL)

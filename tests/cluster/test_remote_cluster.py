@@ -10,10 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from live_runs import Live, alive, call, h1r, records, statuses, tree_of  # noqa: E402
+from live_runs import alive, call, h1r, records, statuses, tree_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -65,7 +62,7 @@ def answers(address: str) -> bool:
     return True
 
 
-def test_sft_on_a_cluster_that_runs_already(jobs_address, tmp_path):
+def test_sft_on_a_cluster_that_runs_already(live_run, jobs_address, tmp_path):
     """Submitted, watched and stopped there; the cluster outlives the run either way."""
     remote = f"cluster.address={jobs_address}"
     done = call(h1r(tmp_path, "sft", remote, "sft.steps=3"))
@@ -73,7 +70,7 @@ def test_sft_on_a_cluster_that_runs_already(jobs_address, tmp_path):
     assert len(records(tmp_path, "sft")) == 3
     assert (tmp_path / "tiny-cpu" / "sft-model" / "model.safetensors").exists()
 
-    live = Live(h1r(tmp_path, "sft", remote, "sft.steps=5000", "name=longer"))
+    live = live_run(h1r(tmp_path, "sft", remote, "sft.steps=5000", "name=longer"))
     live.wait_for(lambda: len(records(tmp_path, "sft", run="longer")) >= 2)
     live.interrupt(like_a_terminal=True)
     code, stderr = live.end()

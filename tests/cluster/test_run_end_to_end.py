@@ -3,19 +3,14 @@
 import json
 import re
 import signal
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from live_runs import H1R, call, from_model, h1r, records, statuses
 from safetensors.torch import load_file
 
 from h1r_rl.config.lora_targets import TARGETS
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from live_runs import H1R, Live, call, from_model, h1r, records, statuses  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -45,8 +40,10 @@ def test_a_synchronous_run_of_three_steps_ends_by_itself(tmp_path, from_sft):
     assert (run / "resolved.yaml").read_text() == before
 
 
-def test_a_constant_reward_ends_with_an_explanation(tmp_path, from_sft):
-    live = Live(h1r(tmp_path, "grpo", *from_sft, "reward.control=constant", "grpo.max_backfill=0"))
+def test_a_constant_reward_ends_with_an_explanation(live_run, tmp_path, from_sft):
+    live = live_run(
+        h1r(tmp_path, "grpo", *from_sft, "reward.control=constant", "grpo.max_backfill=0")
+    )
     code, stderr = live.end(600)
     assert code == 1 and "nothing can be learned" in " ".join(stderr.split())
     assert statuses(tmp_path) == {"tiny-cpu": "FAILED", "tiny-cpu/grpo": "FAILED"}
@@ -92,9 +89,9 @@ def in_flight(record: dict) -> float:
 
 @pytest.mark.proof  # three engines' starts: minutes
 @pytest.mark.timeout(1500)
-def test_a_live_run_scales_and_its_services_restart(tmp_path, from_sft):
+def test_a_live_run_scales_and_its_services_restart(live_run, tmp_path, from_sft):
     """From one engine to three and back; then the learner alone, then the engines alone."""
-    live = Live(
+    live = live_run(
         h1r(
             # A policy that all but stands still has signal for as long as this takes.
             tmp_path, "grpo", *from_sft, "grpo.steps=5000", "grpo.optimizer.learning_rate=1e-7",
