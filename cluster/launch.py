@@ -29,8 +29,17 @@ SUBMIT_DEADLINE_S = 120.0
 
 
 def jobs_client(address: str) -> Any:
-    """A client of the Jobs API whose every request has a deadline (Ray's own have none)."""
+    """A client of the Jobs API whose every request has a deadline (Ray's own have none).
+
+    It shows this user's Ray token where there is one, as `ray.init` does: a cluster that was
+    started beside a token asks for it.
+    """
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
     from ray.job_submission import JobSubmissionClient
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
     class Client(JobSubmissionClient):
         def _do_request(self, *words: Any, **options: Any) -> Any:

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from live_runs import alive, call, h1r, records, statuses, tree_of
+from live_runs import alive, call, command_line, h1r, records, statuses, tree_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,8 +22,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def jobs_address(tmp_path):
-    """The dashboard of a head node of its own; the cluster ends with the test."""
+def jobs_address(tmp_path, monkeypatch):
+    """The dashboard of a head node of its own, which asks for a token as Ray's do by default; the
+    cluster ends with the test."""
+    (tmp_path / "token").write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     dashboard, ray = free_port(), Path(sys.executable).with_name("ray")
     ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port")
     head = subprocess.Popen(
@@ -49,7 +52,10 @@ def jobs_address(tmp_path):
     finally:
         head.terminate()
         head.wait(60)
-    assert not alive(started)
+    end = time.monotonic() + 100
+    while alive(started) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert not alive(started), {p: command_line(p) for p in alive(started)}
 
 
 def answers(address: str) -> bool:
