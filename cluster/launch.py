@@ -1,83 +1,48 @@
 """Stages as Ray jobs: submit, watch, stop.
 
 Invariant: a local run and a remote one differ in the address alone; whatever way a run ends, its
-job is stopped and an embedded Ray is shut down.
+job is stopped; no request waits for ever, and a Jobs endpoint that is silent for a while (a busy
+head node, a broken connection) costs nothing but that while.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partialmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.check_machine import check_port
+from cluster.embedded_ray import JOB_STOP_GRACE_S, Cluster
 from cluster.run_folder import RunFolder
-from h1r_rl.config.checks import embedded_cpus
-from h1r_rl.config.schema import ClusterConfig
 from h1r_rl.errors import ConfigError, RunFailed, UserError
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.5
-STOP_DEADLINE_S = 60.0
+REQUEST_DEADLINE_S = 30.0
+SILENCE_DEADLINE_S = 120.0
+STOP_DEADLINE_S = JOB_STOP_GRACE_S + 10.0
 SUBMIT_DEADLINE_S = 120.0
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Where to submit jobs; `gcs_address` of an embedded Ray, which its jobs must be told.
+def jobs_client(address: str) -> Any:
+    """A client of the Jobs API whose every request has a deadline (Ray's own have none)."""
+    from ray.job_submission import JobSubmissionClient
 
-    Ray tells a job "auto" instead, which on a machine with several clusters is any of them.
-    """
+    class Client(JobSubmissionClient):
+        def _do_request(self, *words: Any, **options: Any) -> Any:
+            return super()._do_request(*words, **({"timeout": REQUEST_DEADLINE_S} | options))
 
-    jobs_address: str
-    gcs_address: str | None = None
-
-
-@contextmanager
-def ray_cluster(config: ClusterConfig) -> Iterator[Cluster]:
-    """The run's cluster, an embedded one where the address is `local`."""
-    if config.address != "local":
-        yield Cluster(config.address)
-        return
-    import ray
-
-    # A stopped stage closes engines and learners in order; Ray's default grace is 3 s.
-    os.environ["RAY_JOB_STOP_WAIT_TIME_S"] = str(int(STOP_DEADLINE_S - 10))
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    check_port(config.dashboard_port)
-    with _any_agent_port():
-        context = ray.init(
-            address="local",
-            num_cpus=embedded_cpus(config),
-            include_dashboard=True,
-            dashboard_port=config.dashboard_port or _free_port(),
-            log_to_driver=False,
-            logging_level="warning",
-        )
     try:
-        yield Cluster(f"http://{context.dashboard_url}", context.address_info["gcs_address"])
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _any_agent_port() -> Iterator[None]:
-    """`ray start` takes a port for the agent that runs jobs, `ray.init` (2.60) always asks for the
-    same one: a second cluster on a machine comes up without an agent and takes no job."""
-    from ray._private.parameter import RayParams
-
-    original = RayParams.__init__
-    RayParams.__init__ = partialmethod(original, dashboard_agent_listen_port=0)
-    try:
-        yield
-    finally:
-        RayParams.__init__ = original
+        return Client(address)
+    except Exception as error:
+        raise ConfigError(
+            f"cluster.address: expected a Ray Jobs endpoint, found {address} "
+            f"({error}); start the cluster, or use address: local"
+        ) from error
 
 
 def run_stage(
@@ -89,15 +54,7 @@ def run_stage(
     on_poll: Callable[[], None],
 ) -> None:
     """Submit one stage and wait for its end; `on_poll` redraws progress."""
-    from ray.job_submission import JobStatus, JobSubmissionClient
-
-    try:
-        client = JobSubmissionClient(cluster.jobs_address)
-    except Exception as error:
-        raise ConfigError(
-            f"cluster.address: expected a Ray Jobs endpoint, found {cluster.jobs_address} "
-            f"({error}); start the cluster, or use address: local"
-        ) from error
+    client = jobs_client(cluster.jobs_address)
     (folder.path / "error.json").unlink(missing_ok=True)
     path = str(folder.path.resolve())
     where = ["env", f"RAY_ADDRESS={cluster.gcs_address}"] if cluster.gcs_address else []
@@ -105,16 +62,34 @@ def run_stage(
     words = [stage, path, *filter(None, [parent_run_id])]
     job = _submit(client, shlex.join([*where, python, "-m", "cluster.stage_main", *words]))
     try:
-        while not (status := client.get_job_status(job)).is_terminal():
-            on_poll()
-            time.sleep(POLL_S)
+        status = _wait(client, job, on_poll)
     except BaseException:
         _stop(client, job)
         raise
     finally:
         (folder.path / f"{stage}.log").write_text(_logs(client, job))
-    if status is not JobStatus.SUCCEEDED:
+    if status.value != "SUCCEEDED":
         raise _failure(stage, folder, client, job)
+
+
+def _wait(client: Any, job: str, on_poll: Callable[[], None]) -> Any:
+    """The job's last status."""
+    answered = time.monotonic()
+    while True:
+        try:
+            status = client.get_job_status(job)
+        except (OSError, RuntimeError) as error:
+            if time.monotonic() - answered > SILENCE_DEADLINE_S:
+                raise RunFailed(
+                    f"the cluster has not said for {SILENCE_DEADLINE_S:.0f} s how job {job} is "
+                    f"({error}); see its head node, and `ray job status {job}`"
+                ) from error
+        else:
+            answered = time.monotonic()
+            if status.is_terminal():
+                return status
+        on_poll()
+        time.sleep(POLL_S)
 
 
 def _submit(client: Any, command: str) -> str:
@@ -140,30 +115,35 @@ def _failure(stage: str, folder: RunFolder, client: Any, job: str) -> Exception:
         cause = error["message"]
     else:
         lines = _logs(client, job).strip().splitlines()
-        cause = f"{client.get_job_info(job).message}; last output: {' | '.join(lines[-5:])}"
+        cause = f"{_message(client, job)}; last output: {' | '.join(lines[-5:])}"
     return RunFailed(f"stage {stage} failed: {cause} (log: {folder.path / f'{stage}.log'})")
+
+
+def _message(client: Any, job: str) -> str:
+    try:
+        return client.get_job_info(job).message
+    except (OSError, RuntimeError) as error:
+        return f"(the cluster does not say why: {error})"
 
 
 def _stop(client: Any, job: str) -> None:
     deadline = time.monotonic() + STOP_DEADLINE_S
-    client.stop_job(job)
-    while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
+    try:
+        client.stop_job(job)
+        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    except (OSError, RuntimeError) as error:
+        logger.warning(
+            "the cluster does not answer (%s): job %s may go on, unless the cluster ends with this "
+            "run; to stop it: ray job stop %s", error, job, job,
+        )  # fmt: skip
 
 
 def _logs(client: Any, job: str) -> str:
     try:
         return client.get_job_logs(job)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         return f"(no log: {error})\n"
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def resolved_path(path: Path) -> Path:

@@ -14,7 +14,8 @@ from typing import Any
 from cluster.check_data import check_files, check_problems
 from cluster.check_machine import check_machine
 from cluster.code_share import notes_of, without_refused_code
-from cluster.launch import ray_cluster, resolved_path, run_stage
+from cluster.embedded_ray import ray_cluster
+from cluster.launch import resolved_path, run_stage
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
 from cluster.scale import ControlFolder
@@ -52,6 +53,9 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
             tracker = Tracker.start(
                 config.tracking, run_name=config.name, folder=folder.path, stage="run"
             )
+            if earlier := folder.state().get("tracked_as"):
+                tracker.end_left_open("FAILED", earlier=earlier)
+            folder.update_state(tracked_as=tracker.run_id)
             tracker.log_params(config.model_dump(mode="json"))
             tracker.log_artifact(folder.path / "resolved.yaml")
             cluster = stack.enter_context(ray_cluster(config.cluster))
@@ -76,6 +80,7 @@ def execute(config: RunConfig, *, resume: bool, only: str | None) -> None:
     finally:
         stack.close()
         if tracker is not None:
+            tracker.end_left_open(status)
             tracker.end(status)
         if mistaken:
             folder.forget_if_new()

@@ -97,6 +97,14 @@ class Tracker:
     def set_tag(self, name: str, value: str) -> None:
         self._queue.put(lambda: self._client.set_tag(self.run_id, name, value))
 
+    def end_left_open(self, status: Status, *, earlier: str | None = None) -> None:
+        """Close what killed processes left RUNNING: this run's children, or the run `earlier` (of
+        a command before this one, which may be gone from the store) and its children."""
+        queries = [f"tags.`mlflow.parentRunId` = '{earlier or self.run_id}'"]
+        if earlier is not None:
+            queries.append(f"attributes.run_id = '{earlier}'")
+        self._queue.put(lambda: self._end_running(queries, status))
+
     def end(self, status: Status) -> None:
         """Write what is queued, under a deadline, and close the run; the status goes last.
 
@@ -116,6 +124,13 @@ class Tracker:
         if self.num_failures:
             logger.warning("MLflow refused %d entries in all", self.num_failures)
         self._file.close()
+
+    def _end_running(self, queries: list[str], status: Status) -> None:
+        experiment_id = self._client.get_run(self.run_id).info.experiment_id
+        for query in queries:
+            for run in self._client.search_runs([experiment_id], query):
+                if run.info.status == "RUNNING":
+                    self._client.set_terminated(run.info.run_id, status)
 
     def _close_run(self, status: Status) -> None:
         self._queue.put(lambda: self._client.set_terminated(self.run_id, status))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from h1r_rl.config.schema import TinyModelConfig
 from h1r_rl.errors import DataError
+from h1r_rl.hybrid.chat_template import CHAT_TEMPLATE, SYSTEM_SENTENCES
 
 if TYPE_CHECKING:
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerFast
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
 # because verifiers read them there.
 CONTROL_TOKENS = ("<|pad|>", "<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>")
 WORD_TOKENS = ("<think>", "</think>", "\\boxed{", "system", "user", "assistant")
-
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-{%- set content = message['content'] %}
-{%- if message['role'] == 'assistant' and not loop.last and '</think>' in content %}
-{%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-{%- endif %}
-{{- '<|im_start|>' + message['role'] + '\\n' + content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
-"""ChatML without default system turn or <think> prefill; earlier turns lose their reasoning."""
 
 
 def build_tiny_model(config: TinyModelConfig, folder: Path, *, seed: int) -> None:
@@ -178,7 +166,8 @@ def build_tokenizer(max_position: int) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(t, special=True) for t in CONTROL_TOKENS])
-    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in WORD_TOKENS])
+    words = (*WORD_TOKENS, *SYSTEM_SENTENCES)
+    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in words])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<|begin_of_text|>",

@@ -5,6 +5,7 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -69,9 +70,7 @@ def test_each_stage_notes_what_made_it(tmp_path, monkeypatch):
 
 def test_a_run_notes_the_stages_that_it_runs(tmp_path, monkeypatch):
     noted, ran = [], []
-    tracker = SimpleNamespace(
-        run_id="r", log_params=lambda _: None, log_artifact=lambda _: None, end=lambda _: None
-    )
+    tracker = MagicMock(run_id="r")
     monkeypatch.setattr("h1r_rl.tracking.Tracker.start", lambda *_, **__: tracker)
     monkeypatch.setattr(pipeline, "ray_cluster", lambda _: nullcontext())
     monkeypatch.setattr(pipeline, "run_stage", lambda _, stage, *__, **___: ran.append(stage))

@@ -3,11 +3,7 @@
 import json
 import re
 import signal
-import sqlite3
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,93 +13,17 @@ from safetensors.torch import load_file
 
 from h1r_rl.config.lora_targets import TARGETS
 
-ROOT = Path(__file__).parents[2]
-RUN = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
-H1R = Path(sys.executable).with_name("h1r")
-SMALL = (
-    "grpo.steps=3",
-    "grpo.prompts_per_step=4",
-    "grpo.samples_per_prompt=8",
-    "evaluation.limit=8",
-    "data.generate.sft_problems=256",
-    "data.generate.rl_problems=512",
-    "data.generate.evaluation_problems=16",
-)
+sys.path.insert(0, str(Path(__file__).parent))
+
+from live_runs import H1R, Live, call, from_model, h1r, records, statuses  # noqa: E402
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def h1r(folder: Path, command: str, *overrides: str) -> list[str]:
-    store = f"tracking.uri=sqlite:///{folder}/mlflow.db"
-    return [str(H1R), command, str(RUN), f"output={folder}", store, *SMALL, *overrides]
 
 
 @pytest.fixture
 def from_sft(demo_folder) -> tuple[str, ...]:
     """GRPO from the demo's SFT model, which answers in more than one way."""
-    return ("sft=null", "model.tiny=null", f"model.path={demo_folder / 'sft-model'}")
-
-
-def call(command: list[str], timeout: float = 600) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-
-
-def statuses(folder: Path) -> dict[str, str]:
-    with sqlite3.connect(folder / "mlflow.db") as store:
-        return dict(store.execute("select name, status from runs"))
-
-
-def records(folder: Path, stage: str) -> list[dict]:
-    file = folder / "tiny-cpu" / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [r for r in map(json.loads, lines) if r["stage"] == stage]
-
-
-def tree_of(pid: int) -> dict[int, str]:
-    """Descendants of a process, with their names: they outlive their parents' ids."""
-    found: dict[int, str] = {}
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name, rest = (entry / "stat").read_text().rsplit(")", 1)
-            except OSError:
-                continue
-            parents[int(entry.name)] = (int(rest.split()[1]), name.partition("(")[2])
-    known = {pid}
-    while fresh := {p for p, (parent, _) in parents.items() if parent in known} - known:
-        known |= fresh
-    for child in known - {pid}:
-        found[child] = parents[child][1]
-    return found
-
-
-def alive(tree: dict[int, str]) -> dict[int, str]:
-    return {p: name for p, name in tree.items() if Path(f"/proc/{p}").exists()}
-
-
-class Live:
-    """A run in the background, every process that it ever had remembered."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.tree: dict[int, str] = {}
-
-    def wait_for(self, condition: Callable[[], bool], deadline_s: float = 300) -> None:
-        end = time.monotonic() + deadline_s
-        while not condition():
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < end, f"waited {deadline_s} s"
-            self.tree |= tree_of(self.process.pid)
-            time.sleep(0.5)
-
-    def end(self, deadline_s: float = 200) -> tuple[int, str]:
-        """Exit code and standard error; nothing of the run is left."""
-        _, stderr = self.process.communicate(timeout=deadline_s)
-        end = time.monotonic() + 20
-        while alive(self.tree) and time.monotonic() < end:
-            time.sleep(0.5)
-        assert not alive(self.tree)
-        return self.process.returncode, stderr
+    return from_model(demo_folder / "sft-model")
 
 
 def test_a_synchronous_run_of_three_steps_ends_by_itself(tmp_path, from_sft):
@@ -130,25 +50,6 @@ def test_a_constant_reward_ends_with_an_explanation(tmp_path, from_sft):
     code, stderr = live.end(600)
     assert code == 1 and "nothing can be learned" in " ".join(stderr.split())
     assert statuses(tmp_path) == {"tiny-cpu": "FAILED", "tiny-cpu/grpo": "FAILED"}
-
-
-@pytest.mark.parametrize("victim", ["nobody: Ctrl-C", "ray::LearnerActor"])
-def test_an_end_in_the_middle_of_grpo_leaves_nothing(tmp_path, from_sft, victim):
-    live = Live(h1r(tmp_path, "grpo", *from_sft, "grpo.steps=500"))
-    live.wait_for(lambda: len(records(tmp_path, "grpo")) >= 2)
-    if victim.startswith("nobody"):
-        live.process.send_signal(signal.SIGINT)
-        expected, status = 130, "KILLED"
-    else:
-        # A child that the learner has forked bears its name until it has become another program.
-        learner = min(p for p, n in alive(live.tree).items() if n.startswith("ray::Learner"))
-        subprocess.run(["kill", "-9", str(learner)], check=True)
-        expected, status = 1, "FAILED"
-    code, stderr = live.end()
-    assert code == expected, stderr
-    assert statuses(tmp_path) == {"tiny-cpu": status, "tiny-cpu/grpo": status}
-    if status == "FAILED":
-        assert "LearnerActor" in stderr or "learner" in stderr
 
 
 def test_two_runs_of_one_seed_start_alike(tmp_path):

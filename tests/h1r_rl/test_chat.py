@@ -67,7 +67,7 @@ def test_system_prompt(folder):
     assert text((USER,), "Think.").startswith("<|im_start|>system\nThink.<|im_end|>\n<|im_start|>u")
     own = ({"role": "system", "content": "Mine."}, USER)
     assert "Mine." in text(own, "Think.") and "Think." not in text(own, "Think.")
-    assert "system" not in text((USER,), None)
+    assert text((USER,), None).startswith("<|im_start|>system\nYou are H1R, ")  # the template's own
 
 
 def test_tokenizer_without_template_is_refused(folder):

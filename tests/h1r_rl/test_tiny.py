@@ -1,6 +1,7 @@
 """The tiny folder is what a real one is: plain Hugging Face, ChatML, non-trivial multipliers."""
 
 import hashlib
+import json
 
 import pytest
 import torch
@@ -95,7 +96,8 @@ def test_state_lives_longer_than_the_convolution(folder):
     changed[:, 4] += 3.0
     with torch.no_grad():
         gap = (mixer(x) - mixer(changed))[0].norm(dim=-1)
-    assert gap[:4].max() == 0 and gap[28] > 1e-3 * gap[4]
+    # Over eight seeds 2e-4 to 5e-3; with the library's default it is 0.
+    assert gap[:4].max() == 0 and gap[28] > 1e-4 * gap[4]
 
 
 def test_tokenizer_round_trip_and_words(folder):
@@ -108,14 +110,23 @@ def test_tokenizer_round_trip_and_words(folder):
     assert len(tokenizer) == AutoModelForCausalLM.from_pretrained(folder).config.vocab_size
 
 
-def test_chat_template_is_chatml(folder):
+SYSTEM = (
+    "<|im_start|>system\nYou are H1R, an assistant that reasons. First reason inside <think> "
+    "</think>, then give the answer.<|im_end|>\n"
+)
+BRIEF = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "1+1"}
+
+
+def test_chat_template_is_chatml_with_a_default_system_turn(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    user = {"role": "user", "content": "1+1"}
-    rendered = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    assert rendered == "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
+    rendered = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    assert rendered == SYSTEM + "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer.apply_chat_template([USER], return_dict=False)
+    assert len(ids) == 7 + 8  # the default costs every prompt seven tokens, not a hundred
     turns = [
-        {"role": "system", "content": "Be brief."},
-        user,
+        BRIEF,
+        USER,
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\n2"},
         {"role": "user", "content": "2+2"},
         {"role": "assistant", "content": "<think>\nso\n</think>\n\n4"},
@@ -124,6 +135,41 @@ def test_chat_template_is_chatml(folder):
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1<|im_end|>\n"
         "<|im_start|>assistant\n2<|im_end|>\n<|im_start|>user\n2+2<|im_end|>\n"
         "<|im_start|>assistant\n<think>\nso\n</think>\n\n4<|im_end|>\n"
+    )
+
+
+def test_chat_template_takes_tools_in_hermes_form(folder):
+    """Signatures that can be read back from the system turn, calls and answers in their tags."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+        for name in ("add", "look_up")
+    ]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é<"}}}
+    turns = [
+        BRIEF,
+        USER,
+        {"role": "assistant", "content": "<think>\nadd\n</think>\n\n", "tool_calls": [call, call]},
+        {"role": "tool", "content": "2"},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "done"},
+    ]
+    text = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
+    system, rest = text.split("<|im_end|>\n", 1)
+    assert system.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n")
+    listed = system.split("<tools>\n")[1].split("</tools>")[0].splitlines()
+    assert [json.loads(line) for line in listed] == tools
+    called = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é<"}}\n</tool_call>'
+    assert rest == (
+        "<|im_start|>user\n1+1<|im_end|>\n"
+        f"<|im_start|>assistant\n{called}\n{called}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n2\n</tool_response>"
+        "\n<tool_response>\n3\n</tool_response><|im_end|>\n"
+        f"<|im_start|>assistant\n{called}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\ndone<|im_end|>\n"
     )
 
 

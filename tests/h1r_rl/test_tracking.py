@@ -38,6 +38,28 @@ def client_of(store):
     return MlflowClient(tracking_uri=store.uri)
 
 
+def test_what_a_killed_process_left_open_is_ended(start, store):
+    """A stage's own run after its process was killed; a whole command's at the next one. What has
+    ended keeps its outcome, and nobody else's run is touched."""
+    client = client_of(store)
+
+    def status(tracker):
+        return client.get_run(tracker.run_id).info.status
+
+    earlier, stranger = start(), start()
+    its_stage = start(parent_run_id=earlier.run_id)
+    parent = start()
+    killed, done = (start(parent_run_id=parent.run_id) for _ in range(2))
+    done.end("FINISHED")
+    parent.end_left_open("FAILED", earlier=earlier.run_id)
+    parent.end_left_open("FAILED", earlier="0" * 32)  # gone with its store
+    parent.end_left_open("KILLED")
+    parent.end("KILLED")
+    assert parent.num_failures == 0
+    assert [status(t) for t in (killed, done, parent)] == ["KILLED", "FINISHED", "KILLED"]
+    assert [status(t) for t in (earlier, its_stage, stranger)] == ["FAILED", "FAILED", "RUNNING"]
+
+
 def test_everything_arrives(start, store, tmp_path):
     tracker = start()
     for step in range(3):
