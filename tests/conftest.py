@@ -1,9 +1,11 @@
-"""Services shared by the whole test session: one embedded Ray, one tiny model, one engine."""
+"""Shared by the whole test session: one embedded Ray, one tiny model, one engine, one demo run."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from h1r_rl.config.schema import RolloutConfig, TinyModelConfig, WeightsConfig  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +98,14 @@ def rollout_pool(ray_cluster, tiny_model_folder, rollout_config, weights_config)
     )
     yield pool
     asyncio.run(pool.close())
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The run folder that `make demo` leaves."""
+    folder = ROOT / "runs" / "tiny-cpu"
+    if not (folder / "result.json").exists():
+        h1r = Path(sys.executable).with_name("h1r")
+        run = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
+        subprocess.run([h1r, "run", run, "--resume"], cwd=ROOT, check=True, timeout=1400)
+    return folder

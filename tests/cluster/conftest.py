@@ -1,12 +1,11 @@
 """The run loop around stubs: the pool, buffer, weight conversation and scaling are the real ones;
-engines, learner and verifiers answer from memory. And the demo's result, made if it is not there.
+engines, learner and verifiers answer from memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -340,17 +339,6 @@ def stub_world(
 
 async def _no_rows(groups: Any) -> list[Any]:
     return []
-
-
-@pytest.fixture(scope="session")
-def demo_folder() -> Path:
-    """The run folder that `make demo` leaves."""
-    folder = ROOT / "runs" / "tiny-cpu"
-    if not (folder / "result.json").exists():
-        h1r = Path(sys.executable).with_name("h1r")
-        run = ROOT / "cluster" / "runs" / "tiny-cpu.yaml"
-        subprocess.run([h1r, "run", run, "--resume"], cwd=ROOT, check=True, timeout=1400)
-    return folder
 
 
 @pytest.fixture
