@@ -53,9 +53,9 @@ class Progress:
         totals = {
             "sft": self._config.sft.steps if self._config.sft else 1,
             "grpo": self._config.grpo.steps if self._config.grpo else 1,
-            "evaluate-base": 1,
         }
-        total = totals.get(stage, len(self._config.evaluation.settings))
+        model = stage.removeprefix("evaluate-")
+        total = totals.get(stage) or len(self._config.evaluation_settings(model))
         self._stage = stage
         self._task = self._bars.add_task(stage, total=total, note="")
 

@@ -160,7 +160,6 @@ async def run_evaluation(
     from rewards.pool import RewardPool
 
     source = {"base": base_folder(config, folder), "sft": folder.sft_model, "grpo": folder.model}
-    settings = config.evaluation.settings[:1] if name == "base" else config.evaluation.settings
     async with underway(start_rollouts(config, source[name], "0")) as engines:
         tokenizer = load_tokenizer(source[name], trust_remote_code=config.model.trust_remote_code)
         held_out = {"evaluation": _held_out(config, folder, "evaluation", tokenizer)}
@@ -181,7 +180,7 @@ async def run_evaluation(
                 ),
             ) as (rollouts, rewards):
                 measured: dict[str, dict[str, Measurement]] = {split: {} for split in held_out}
-                for setting in settings:
+                for setting in config.evaluation_settings(name):
                     metrics: dict[str, float] = {}
                     for split, prompts in held_out.items():
                         result = await measure(setting, prompts, max_tokens, rollouts, rewards)

@@ -747,7 +747,7 @@ class EvaluationConfig(Section):
             EvaluationSetting(name="t0.6", temperature=0.6, top_p=0.95, samples=4),
             EvaluationSetting(name="t1", temperature=1.0, samples=8, pass_at=8),
         ),
-        description="Settings; the untrained base is measured with the first only.",
+        description="Settings; a base before SFT, or built here, is measured with the first only.",
     )
     limit: PositiveInt | None = Field(default=None, description="Use only the first problems.")
     max_response_tokens: PositiveInt | None = Field(
@@ -787,6 +787,12 @@ class RunConfig(Section):
         default=EvaluationConfig(), description=EvaluationConfig.__doc__
     )
     tracking: TrackingConfig = Field(default=TrackingConfig(), description=TrackingConfig.__doc__)
+
+    def evaluation_settings(self, model: str) -> tuple[EvaluationSetting, ...]:
+        """Of "base", "sft" or "grpo". A base before SFT, or with random weights, ends no answer:
+        every sample would run to the last token, and one setting says enough."""
+        untaught = model == "base" and (self.sft is not None or self.model.tiny is not None)
+        return self.evaluation.settings[:1] if untaught else self.evaluation.settings
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from actors.completions import to_completion
@@ -15,6 +16,8 @@ from actors.rollout_pool import RolloutPool
 from actors.sampling_guard import refuse_foreign_logits_processors, rl_sampling
 from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 from h1r_rl.errors import ConfigError, RunFailed, WeightTransferError
+from h1r_rl.interfaces import Sampling
+from h1r_rl.records import Prompt
 from h1r_rl.weight_manifest import ParameterSpec, WeightManifest
 
 CONFIG = RolloutConfig(max_response_tokens=8, max_model_len=16, tensor_parallel=2)
@@ -168,12 +171,12 @@ def test_tokens_without_our_label_are_an_error(spans):
         to_completion(output, 0, "rollout-0", None)
 
 
-def finished(ids: list[int], scored: list[int], spans):
+def finished(ids: list[int], scored: list[int], spans, finish_reason: str | None = "stop"):
     return SimpleNamespace(
         token_ids=ids,
         logprobs=SimpleNamespace(token_ids=scored, logprobs=[-float(t) for t in scored]),
         weight_versions=[SimpleNamespace(version=v, start=s, end=e) for v, s, e in spans],
-        finish_reason="stop",
+        finish_reason=finish_reason,
     )
 
 
@@ -181,6 +184,30 @@ def finished(ids: list[int], scored: list[int], spans):
 def test_logprobs_of_other_tokens_are_an_error(scored):
     with pytest.raises(RuntimeError, match="expected one logprob, its own, of each of 2 tokens"):
         to_completion(finished([5, 6], scored, [("3", 0, 2)]), 0, "rollout-0", None)
+
+
+@pytest.mark.parametrize("ending", ["stop", "length", "abort", None, "no output"])
+async def test_an_abort_is_no_completion(ending):
+    from actors.rollout_actor import RolloutActor
+
+    answer = finished([5, 6], [5, 6], [("3", 0, 2)], ending)
+
+    class Engine:
+        async def generate(self, inputs, parameters, request_id):
+            for _ in range(ending != "no output"):
+                yield SimpleNamespace(outputs=[answer])
+
+    config = CONFIG.model_copy(update={"prefix_caching": False})
+    actor = RolloutActor.__ray_metadata__.modified_class("rollout-0", config, WeightsConfig(), "r")
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: str(ids))
+    actor._engine, actor._tokenizer, actor._stop_ids = Engine(), tokenizer, []
+    prompt = Prompt("p", 0, np.array([1], dtype=np.int32), "q", "math", "1")
+    parts = actor.generate(prompt, [0], Sampling(1.0, 8))
+    if ending in ("stop", "length"):
+        assert [p async for p in parts][1][0].finish_reason == ending
+    else:
+        with pytest.raises(RuntimeError, match="the engine aborted request r/p/0/0/"):
+            await anext(parts)
 
 
 def test_seeds_of_requests_are_an_option():

@@ -74,7 +74,7 @@ MISTAKES = {
     "two models": (["model.path=x"], "exactly one of"),
     "heads that do not divide": (["rollout.tensor_parallel=3"], "sizes that work"),
     "more ranks than samples": (["learner.ranks=1000"], "learner.ranks"),
-    "missing file": (["data.generate=null", "data.rl=[no.parquet]"], "data."),
+    "a split without a file": (["data.generate=null", "data.rl=[no.parquet]"], "data.sft"),
     "no cpus left": (["rollout.actors=3", "cluster.num_cpus=2"], "are asked for"),
     "a name that is a path": (["name=../other"], "plain folder name"),
     "nothing to measure": (["evaluation.settings=[]"], "evaluation.settings"),
@@ -166,6 +166,24 @@ def test_files_that_cannot_be_read(h1r, tmp_path, command, name):
     code, error, _ = h1r(command, *overrides, f"data.rl=[{tmp_path / name}]")
     assert code == 2 and words in error and name in error, error
     assert error.count("\n") == 1 and error.startswith("error: data.rl: ")
+    assert not (tmp_path / "runs").exists()
+
+
+MISSING = {
+    **{f"data.{s}": f"data.{s}=[no.parquet]" for s in ("sft", "rl", "evaluation")},
+    "data.evaluation_code": "data.evaluation_code=[no.parquet]",
+    "model.path": "model.path=no-model",
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("setting", MISSING, ids=str)
+def test_a_missing_file_is_named(h1r, tmp_path, command, setting):
+    more = ["model.tiny=null"] if setting == "model.path" else []
+    code, error, _ = h1r(command, *files(tmp_path), *more, MISSING[setting])
+    name = "" if setting == "model.path" else f"{setting}: "
+    assert code == 2 and error.startswith(f"error: {name}expected "), error
+    assert MISSING[setting].split("=")[1].strip("[]") in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 

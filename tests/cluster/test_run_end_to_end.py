@@ -4,7 +4,10 @@ import json
 import re
 import signal
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from live_runs import H1R, call, from_model, h1r, records, statuses
@@ -38,6 +41,33 @@ def test_a_synchronous_run_of_three_steps_ends_by_itself(tmp_path, from_sft):
     again = call(h1r(tmp_path, "run", *from_sft))
     assert again.returncode == 2 and "holds a run already" in again.stderr
     assert (run / "resolved.yaml").read_text() == before
+
+
+def test_a_model_is_evaluated_alone(tmp_path, demo_folder, from_sft):
+    """`h1r eval` of the demo's SFT model as a base: what the demo's own stage measured."""
+    data = demo_folder / "data"
+    splits = [f"data.{s}=[{data / f'{s}.parquet'}]" for s in ("rl", "evaluation")]
+    own = ("data.generate=null", "data.sft=[]", "data.evaluation_code=[]", "evaluation.limit=100")
+    done = call(h1r(tmp_path, "eval", *from_sft, *splits, *own))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "tiny-cpu"
+    (measured,) = json.loads((run / "result.json").read_text())["evaluation"].values()
+    assert set(measured) == {"greedy", "t0.6", "t1", "pass@8", "mean_length"}
+    assert statuses(tmp_path) == {"tiny-cpu": "FINISHED", "tiny-cpu/evaluate-base": "FINISHED"}
+
+    def correct(folder: Path, model: str, setting: str) -> list[float]:
+        answers = pq.read_table(folder / "evaluation" / f"{model}.parquet").to_pylist()
+        return [a["correct"] for a in answers if a["setting"] == setting]
+
+    for setting, samples in (("greedy", 1), ("t0.6", 4), ("t1", 8)):
+        again = correct(run, "base", setting)
+        before = correct(demo_folder, "sft", setting)[: 100 * samples]
+        assert len(again) == len(before) == 100 * samples
+        assert measured[setting]["pass@1"] == pytest.approx(np.mean(again))
+        if setting == "greedy":  # other companions in a batch may turn a tie
+            assert sum(a != b for a, b in zip(again, before, strict=True)) <= 3
+        else:
+            assert abs(np.mean(again) - np.mean(before)) < 4 * measured[setting]["se"]
 
 
 def test_a_constant_reward_ends_with_an_explanation(live_run, tmp_path, from_sft):
