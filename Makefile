@@ -3,7 +3,7 @@ PLATFORM ?= cpu
 RUN ?= cluster/runs/tiny-cpu.yaml
 BIN := .venv/bin
 
-.PHONY: setup demo test ci slow proof lint ui
+.PHONY: setup demo test ci slow gpu proof lint ui
 setup:
 	@bash requirements/install.sh $(PLATFORM)
 
@@ -23,6 +23,10 @@ slow: demo
 	$(BIN)/python -m pytest -m "slow and not gpu and not proof"
 
 ci: lint test demo slow
+
+# Tests that need a CUDA device, on a machine set up by `make setup PLATFORM=cuda`.
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 # Long evidence, by hand: real engines under faults and scaling, three seeds and the controls,
 # every defence of the rewards broken in turn, the benchmarks: some hours. Then README's tables.

@@ -20,6 +20,7 @@ from h1r_rl.errors import ConfigError
 from h1r_rl.hybrid.cuda_kernels import kernel_problems, modeling_module
 from h1r_rl.hybrid.model_folder import FAMILIES
 from h1r_rl.hybrid.scan import chunked_scan
+from h1r_rl.hybrid.varlen_attention import takes_varlen, varlen_attention
 
 ATTENTION = "h1r_documents"
 
@@ -59,6 +60,7 @@ def install_boundaries(model: Any) -> None:
         module.h1r_originals = (module.causal_conv1d_fn, module.mamba2_chunk_scan)
         module.causal_conv1d_fn = _convolution_on(module.causal_conv1d_fn)
         module.mamba2_chunk_scan = _scan_on(module.mamba2_chunk_scan)
+        module.h1r_replacements = (module.causal_conv1d_fn, module.mamba2_chunk_scan)
 
 
 def honours_boundaries(model: Any) -> bool:
@@ -67,7 +69,9 @@ def honours_boundaries(model: Any) -> bool:
         return False
     if next(model.parameters()).is_cuda and kernel_problems(model.config.model_type):
         return False
-    installed = hasattr(_modeling_module(model), "h1r_originals")
+    module = _modeling_module(model)
+    called = (module.causal_conv1d_fn, module.mamba2_chunk_scan)
+    installed = getattr(module, "h1r_replacements", None) == called
     return installed and model.config._attn_implementation == ATTENTION
 
 
@@ -87,11 +91,10 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document: [1, T, heads, head_dim] from [1, heads, T, head_dim].
 
-    Documents of like length share a call, padded on the right, where a causal mask makes padding
-    harmless: one call a document would cost more than the attention itself when they are short.
-    That is exact on every device: no query sees a key of another document or one of the padding. A
-    varlen kernel on CUDA (`cu_seqlens` and no padding, which is at most a quarter plus 16 tokens a
-    document here) would be faster; it is an optimisation that is not done.
+    A varlen kernel where there is one (`takes_varlen`). Else documents of like length share a call,
+    padded on the right, where a causal mask makes padding harmless: one call a document would cost
+    more than the attention itself when they are short. That is exact on every device: no query sees
+    a key of another document or one of the padding, which is at most a quarter plus 16 tokens.
     """
     if documents is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -100,6 +103,8 @@ def document_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, dim]
+    if takes_varlen(query):
+        return varlen_attention(query, key, value, documents, scaling)[None], None
     pieces, places = [], []
     for bucket in _alike(documents.lengths):
         lengths = query.new_tensor([documents.lengths[d] for d in bucket], dtype=torch.long)

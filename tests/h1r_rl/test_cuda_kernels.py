@@ -8,6 +8,7 @@ import re
 import runpy
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,21 @@ def test_a_norm_that_the_kernels_compute_otherwise_is_refused(on_cuda, tmp_path)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ConfigError, match="only 1 can be trained"):
         load_policy(tmp_path, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["falcon", "falcon-rms", "granite", "nemotron"])
+def test_the_real_kernels_keep_documents_apart(family, dtype):
+    """And in bfloat16 torch's varlen attention: a row of documents against one by one."""
+    model = build(family).cuda().to(dtype).train()
+    install_boundaries(model)
+    assert honours_boundaries(model), kernel_problems(model.config.model_type)
+    ids, starts = torch.randint(1, 50, (sum(LENGTHS),)).cuda(), sizes(LENGTHS).cuda()
+    found = hidden_states(model, ids, starts)
+    alone = [
+        hidden_states(model, ids[s:e], torch.tensor([0, e - s]).cuda())
+        for s, e in pairwise(starts.tolist())
+    ]
+    limit = 1e-4 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(found, torch.cat(alone), rtol=limit, atol=limit)

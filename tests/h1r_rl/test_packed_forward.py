@@ -1,20 +1,24 @@
 """Packed rows against transformers' own model, one document at a time."""
 
+import inspect
 import re
 import runpy
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import varlen
 
 from h1r_rl.hybrid import boundaries
-from h1r_rl.hybrid.boundaries import ATTENTION, honours_boundaries, install_boundaries
+from h1r_rl.hybrid.boundaries import ATTENTION, Documents, honours_boundaries, install_boundaries
 from h1r_rl.hybrid.load import output_head
 from h1r_rl.hybrid.packed_forward import hidden_states
 from h1r_rl.hybrid.scan import CHUNK
+from h1r_rl.hybrid.varlen_attention import takes_varlen, varlen_attention
 
 FORMATS = runpy.run_path(str(Path(__file__).parents[1] / "hybrid_formats.py"))
 SHAPES, randomise = FORMATS["SHAPES"], FORMATS["randomise"]
@@ -192,6 +196,134 @@ def test_a_document_never_moves_another(model):
     strangers = torch.ones(50, dtype=torch.bool)
     strangers[ids[b]] = False
     assert not touched[name][strangers].any()
+
+
+OTHER_LENGTHS = (70, 1, 3, 16, 33, 40, 2, 90, 1)  # the sixth document alone is as long as before
+
+
+def test_nor_does_one_of_another_length(model):
+    """Before it and after it, and another number of them."""
+    ids, starts = row()
+    b = slice(int(starts[5]), int(starts[6]))
+    others, places = row(seed=9, lengths=OTHER_LENGTHS)
+    moved = slice(int(places[5]), int(places[6]))
+    assert LENGTHS[5] == OTHER_LENGTHS[5] and b != moved
+    others[moved] = ids[b]
+    before, after = (
+        packed_logits(model, ids, starts)[b],
+        packed_logits(model, others, places)[moved],
+    )
+    assert apart(after, before) <= EXACT
+    expected = gradients(model, before.square().sum())
+    for name, gradient in gradients(model, after.square().sum()).items():
+        assert apart(gradient, expected[name]) <= EXACT, name
+
+
+def varlen_by_definition(calls):
+    """In place of torch's kernel: what its arguments mean, from its own signature and docstring."""
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def attend(*positional, **named):
+        given = signature.bind(*positional, **named)
+        given.apply_defaults()
+        a = given.arguments
+        calls.append(a)
+        assert a["window_size"] == (-1, 0)  # "(-1, 0) for causal attention"
+        assert a["cu_seq_q"] is a["cu_seq_k"] and a["cu_seq_q"].dtype == torch.int32
+        q, k, v = a["query"], a["key"], a["value"]
+        assert a["cu_seq_q"][0] == 0 and a["cu_seq_q"][-1] == len(q) == len(k) == len(v)
+        assert type(a["max_q"]) is type(a["max_k"]) is int
+        assert a["max_q"] == a["max_k"] == int(a["cu_seq_q"].diff().max())
+        assert a["enable_gqa"] or q.shape[1] == k.shape[1]
+        assert all(x.stride(-1) == 1 for x in (q, k, v))  # the kernel's own condition
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        scale = q.shape[-1] ** -0.5 if a["scale"] is None else a["scale"]
+        rows = []
+        for s, e in pairwise(a["cu_seq_q"].tolist()):
+            scores = torch.einsum("qhd,khd->hqk", q[s:e], k[s:e]) * scale
+            later = torch.ones(e - s, e - s, dtype=torch.bool).triu(1)
+            weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+            rows.append(torch.einsum("hqk,khd->qhd", weights, v[s:e]))
+        return torch.cat(rows)
+
+    return attend
+
+
+@pytest.mark.parametrize("model", ["34B", "0.5B", "granite-2-tied", "nemotron-2"], indirect=True)
+def test_a_varlen_kernel_makes_the_packed_result(model, monkeypatch):
+    calls = []
+    monkeypatch.setattr(boundaries, "takes_varlen", lambda query: True)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_by_definition(calls))
+    assert_exact(model, LENGTHS)
+    layers = [name for name, _ in model.named_modules() if name.endswith("q_proj")]
+    assert len(calls) == len(layers) > 0
+
+
+def test_torchs_kernel_takes_what_it_is_sent():
+    """The operator's own checks of types and shapes, without its computation."""
+    ids, starts = row()
+    documents = Documents(LENGTHS, starts.to("meta"))
+    query = torch.empty(len(ids), 8, 64, dtype=torch.bfloat16, device="meta")
+    key = value = torch.empty(len(ids), 2, 64, dtype=torch.bfloat16, device="meta")
+    found = varlen_attention(query, key, value, documents, 0.125)
+    assert found.shape == query.shape and found.dtype == query.dtype
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "capability", "taken"),
+    [
+        (64, torch.bfloat16, (9, 0), True),
+        (128, torch.float16, (8, 0), True),
+        (64, torch.float32, (9, 0), False),
+        (20, torch.bfloat16, (9, 0), False),
+        (264, torch.bfloat16, (9, 0), False),
+        (64, torch.bfloat16, (7, 5), False),
+    ],
+)
+def test_the_kernel_is_chosen_by_what_it_can(monkeypatch, head_dim, dtype, capability, taken):
+    query = torch.empty(3, 4, head_dim, dtype=dtype)
+    assert not takes_varlen(query)  # not on a GPU
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert takes_varlen(query) is taken
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_torchs_kernel_on_a_gpu_equals_padded_calls(monkeypatch, kv_heads):
+    generator = torch.Generator("cuda").manual_seed(0)
+    starts = torch.tensor((0, *LENGTHS), device="cuda").cumsum(0)
+    heads = (8, kv_heads, kv_heads)
+
+    def attend(padded: bool):
+        generator.manual_seed(0)
+        inputs = [
+            torch.randn(1, h, sum(LENGTHS), 64, generator=generator, device="cuda")
+            .bfloat16()
+            .requires_grad_()
+            for h in heads
+        ]
+        monkeypatch.setattr(
+            boundaries, "takes_varlen", (lambda q: False) if padded else takes_varlen
+        )
+        documents = Documents(LENGTHS, starts)
+        out, _ = boundaries.document_attention(None, *inputs, None, documents, scaling=0.125)
+        weights = torch.linspace(-1, 1, out.numel(), device="cuda").view_as(out)
+        return out, *torch.autograd.grad((out * weights).sum(), inputs)
+
+    for found, expected in zip(attend(False), attend(True), strict=True):
+        torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["causal_conv1d_fn", "mamba2_chunk_scan"])
+def test_functions_put_back_honour_no_boundaries(name, monkeypatch):
+    """As when the modeling module is loaded again."""
+    model = build("0.5B")
+    install_boundaries(model)
+    assert honours_boundaries(model)
+    module = boundaries._modeling_module(model)
+    monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+    assert not honours_boundaries(model)
 
 
 def test_padded_rows_where_boundaries_are_not_honoured(model):
