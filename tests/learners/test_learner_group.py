@@ -222,8 +222,99 @@ async def test_life_of_a_learner(cluster, model_folder, tmp_path, zero_stage):
             await _survives_a_silent_engine(learner, held)
         await _skips_a_broken_step(learner, held, tmp_path)
         await _continues_from_its_checkpoint(learner, held, tmp_path)
+        await _holds_its_share(learner, zero_stage, sum(v.numel() for v in held.values()))
+        for aggregation in ("token_mean", "sequence_mean", "constant"):
+            algorithm = AlgorithmConfig(aggregation=aggregation, positive_ce=0.1)
+            folder = tmp_path / "restored"
+            await _every_gradient_is_the_whole_batchs(learner, folder, algorithm)
+            await learner.load_checkpoint(str(tmp_path / "checkpoints"))
     finally:
         await learner.close()
+
+
+async def on_every_rank(learner, call) -> list:
+    return await asyncio.gather(
+        *(
+            actor.__ray_call__.options(concurrency_group="compute").remote(call)
+            for actor in learner._actors
+        )
+    )
+
+
+def first_moments(rank) -> dict[str, np.ndarray]:
+    """Adam's averages of gradients, whole, by parameter."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    engine, found = rank._engine, {}
+    if engine.zero_optimization_stage() in (1, 2):  # a loaded checkpoint has cut its links to them
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, p in engine.module.model.named_parameters():
+        if engine.zero_optimization_stage():
+            found[name] = safe_get_full_optimizer_state(p, "exp_avg").numpy().copy()
+        else:
+            found[name] = engine.optimizer.state[p]["exp_avg"].numpy().copy()
+    return found
+
+
+async def _every_gradient_is_the_whole_batchs(learner, folder, algorithm) -> None:
+    """Tensor by tensor: Adam's update hides a tensor's scale, the norm hides where it comes from.
+    What a step adds to Adam's averages is its clipped gradient."""
+    groups, beta = make_groups(2, samples=3), OPTIMIZER.betas[0]
+    model = load_policy(folder)
+    loss_of(model, groups, algorithm).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.gradient_clip)
+
+    def use(rank):
+        rank._algorithm = algorithm
+
+    await on_every_rank(learner, use)
+    plan = make_plan(groups, ranks=2, micro_batch_tokens=50)
+    assert [len(rank) for rank in plan.ranks] == [3, 3]
+    before = (await on_every_rank(learner, first_moments))[0]
+    await learner.forward_backward(plan)
+    assert not (await learner.optimizer_step()).skipped
+    after = (await on_every_rank(learner, first_moments))[0]
+    expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    assert after.keys() == expected.keys()
+    for name, gradient in expected.items():
+        found = (after[name] - beta * before[name]) / (1 - beta)
+        limit = 1e-3 * np.abs(gradient).max() + 1e-5 * np.abs(before[name]).max() + 1e-9
+        np.testing.assert_allclose(found, gradient, rtol=0, atol=limit, err_msg=name)
+
+
+def elements_held(rank) -> tuple[int, int]:
+    """(of the optimizer's state, of parameters) in this rank's own memory."""
+    engine = rank._engine
+    states = engine.optimizer.state if hasattr(engine.optimizer, "state") else {}
+    inner = getattr(engine.optimizer, "optimizer", None)
+    states = inner.state if inner is not None else states
+    moments = sum(s["exp_avg"].numel() for s in states.values() if "exp_avg" in s)
+    kept = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    return moments, sum(p.numel() for p in kept)
+
+
+async def _holds_its_share(learner, zero_stage: int, whole: int) -> None:
+    share = whole if zero_stage == 0 else whole / 2
+    for moments, parameters in await on_every_rank(learner, elements_held):
+        assert moments == pytest.approx(share, rel=0.02)  # shards are padded to equal sizes
+        assert parameters == pytest.approx(share if zero_stage == 3 else whole, rel=0.02)
+
+
+def loss_of(model, groups, algorithm):
+    """Of the whole batch in one forward pass, in plain torch."""
+    policy = PolicyLogprobs(model, temperature=0.9, chunk_tokens=10**6)
+    plan = make_plan(groups, ranks=1, micro_batch_tokens=10**6)
+    completions = {
+        (d.group, d.sample): ray.get(
+            plan.groups[d.group].samples[d.sample].completions_ref, timeout=60
+        )[d.sample]
+        for d in plan.ranks[0][0]
+    }
+    advantages = advantages_by_group(plan, algorithm)
+    batch = build_micro_batch(plan, plan.ranks[0][0], completions, advantages)
+    inputs = _loss_inputs(policy, batch, algorithm, None, "cpu", 0)
+    return policy_loss(inputs, algorithm, plan, max_response_tokens=32)[0]
 
 
 async def _scores_at_temperature_one(learner, folder) -> None:
