@@ -44,14 +44,12 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(scalar share of the global objective, sums of metrics):
 
-    sum_t weight_t (w_t surrogate_t + beta KL_t) + lambda x cross-entropy on positives, the last one
-    the mean over the tokens of correct answers of -log pi_theta (Seed1.5-Thinking, 2504.13914;
-    `positive_ce` is lambda, 0 by default, 0.1 in VAPO and in falcon-h1r).
+    sum_t weight_t (w_t surrogate_t + beta KL_t) + lambda x cross-entropy on positives.
     """
     anchor = inputs.behaviour if inputs.proximal is None else inputs.proximal
     log_ratio = (inputs.logprobs - anchor).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if algorithm.policy_loss == "gspo":
-        log_ratio = _sequence_mean(log_ratio, inputs)
+        log_ratio = gspo_log_ratio(log_ratio, inputs)
     surrogate, clipped = surrogate_loss(log_ratio, inputs.advantages, inputs.logprobs, algorithm)
     weight, truncated = _correction(inputs, algorithm)
     per_token = surrogate * weight
@@ -61,14 +59,30 @@ def policy_loss(
         per_token = per_token + algorithm.kl.coefficient * kl
     loss = (per_token * token_weights(inputs, algorithm, plan, max_response_tokens)).sum()
     if algorithm.positive_ce and plan.num_positive_tokens:
-        nll = -(inputs.logprobs * inputs.positive).sum() / plan.num_positive_tokens
-        loss = loss + algorithm.positive_ce * nll
+        positives = positive_cross_entropy(inputs, plan.num_positive_tokens)
+        loss = loss + algorithm.positive_ce * positives
     per_token_sums: dict[str, Tensor] = {"truncated_share": truncated}
     if inputs.proximal is None:
         per_token_sums["clip_fraction"] = clipped
     else:  # the ratio is 1 with one optimizer step a batch: a share of 0 would say "in bounds"
         per_token_sums["correction_weight"] = weight
     return loss, _metric_sums(inputs, log_ratio, per_token_sums, kl, loss, plan)
+
+
+def gspo_log_ratio(log_ratio: Tensor, inputs: LossInputs) -> Tensor:
+    """[N] log s of each token's answer, from [N] log ratios of its tokens.
+
+    s_i = (pi_theta(y_i) / mu(y_i)) ** (1 / |y_i|) = exp(mean_t log ratio_t): one ratio an answer,
+    clipped as one (GSPO, 2507.18071; bounds there 3e-4 and 4e-4). Off by default
+    (`policy_loss: gspo`)."""
+    return _sequence_mean(log_ratio, inputs)
+
+
+def positive_cross_entropy(inputs: LossInputs, num_positive_tokens: int) -> Tensor:
+    """Scalar share of the mean over all tokens of correct answers of -log pi_theta, the term that
+    `positive_ce` scales: 0, off, by default (Seed1.5-Thinking, 2504.13914;
+    0.1 in VAPO and in falcon-h1r)."""
+    return -(inputs.logprobs * inputs.positive).sum() / num_positive_tokens
 
 
 def sft_loss(logprobs: Tensor, num_target_tokens: int) -> tuple[Tensor, dict[str, Tensor]]:

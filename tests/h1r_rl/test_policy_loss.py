@@ -108,6 +108,10 @@ CASES = [
     {"kl": {"coefficient": 0.3, "estimator": "k2"}, "positive_ce": 0.5},
     {"proximal": "recompute", "correction": {"kind": "tis", "cap": 1.05}},
     {"proximal": "recompute", "correction": {"kind": "tis", "level": "sequence", "cap": 1.05}},
+    {
+        "proximal": "recompute",
+        "correction": {"kind": "mask", "level": "sequence", "low": 0.95, "high": 1.05},
+    },
     {"proximal": "recompute", "correction": {"kind": "mask", "low": 0.8, "high": 1.2}},
     {"proximal": "recompute", "correction": {"kind": "none"}},
 ]
