@@ -28,15 +28,21 @@ async def probe_gap(weights: Any, learner: Any) -> dict[str, float]:
 async def values_agree(step: int, rollouts: Any, learner: Any, tensor_parallel: int) -> None:
     """A, D, dt_bias, convolution, norms and multiplier vectors are one value on both sides, or
     RunFailed. Beside a bfloat16 engine a rounded A_log or a norm that did not arrive is lost in the
-    noise of log-probabilities; here it is not. Ranks of an engine hold parts: not compared."""
+    noise of log-probabilities; here it is not. Asked of the weights as loaded and of those that the
+    first transfer brought; of later transfers each engine counts what it loads, and the guard reads
+    their log-probabilities. Ranks of an engine hold parts: not compared."""
     if tensor_parallel > 1:
         return
-    own = await learner.computed_values()
-    wrong = {
-        f"{engine}: {name}": gap
-        for engine, held in (await rollouts.ask_worker("held_tensors")).items()
-        for name, gap in _differences(own, held).items()
-    }
+    own, wrong = await learner.computed_values(), {}
+    for engine, held in (await rollouts.ask_worker("held_tensors")).items():
+        if not own.keys() & held.keys():
+            raise RunFailed(
+                f"step {step}: expected tensors that {engine} and the learner both name, found "
+                f"none among {len(held)} and {len(own)}: nothing says that they compute with the "
+                "same values. A layer class of this model is unknown to actors/engine_tensors.py "
+                "or h1r_rl/hybrid/computed_values.py"
+            )
+        wrong |= {f"{engine}: {name}": gap for name, gap in _differences(own, held).items()}
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
         raise RunFailed(

@@ -20,15 +20,26 @@ def computed_values(model: nn.Module, run: Callable[[], Any]) -> Values:
     """float32 copies of A, D, dt_bias, convolution, norms and multiplier vectors, flat, as `run`
     (one forward pass of `model`) computes with them."""
     found: Values = {}
+    for name, values in tensors_read(model, run).items():
+        values = values.float().flatten().cpu()
+        prefix, _, last = name.rpartition(".")
+        if last == "A_log":
+            name, values = f"{prefix}.A", -torch.exp(values)
+        found[name] = values
+    return found
+
+
+def tensors_read(model: nn.Module, run: Callable[[], Any]) -> Values:
+    """The same tensors (A_log for A) as modules read them, in their own dtypes and shapes."""
+    found: Values = {}
 
     def note(name: str, values: Any) -> None:
         if isinstance(values, torch.Tensor):
-            found[name] = values.detach().float().flatten().cpu().clone()
+            found[name] = values.detach().clone()
 
     def note_mixer(prefix: str, mixer: Any) -> None:
-        note(f"{prefix}.A", -torch.exp(mixer.A_log.float()))
-        note(f"{prefix}.D", mixer.D)
-        note(f"{prefix}.dt_bias", mixer.dt_bias)
+        for name in ("A_log", "D", "dt_bias"):
+            note(f"{prefix}.{name}", getattr(mixer, name))
         note(f"{prefix}.conv1d.weight", mixer.conv1d.weight)
         note(f"{prefix}.conv1d.bias", mixer.conv1d.bias)
         note(f"{prefix}.multipliers", getattr(mixer, "mup_vector", None))

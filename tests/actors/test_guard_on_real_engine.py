@@ -20,7 +20,7 @@ from cluster.agreement import values_agree
 from h1r_rl.config.schema import GRPOConfig, LearnerConfig, RolloutConfig
 from h1r_rl.errors import RunFailed, WeightTransferError
 from h1r_rl.grpo.tripwires import Tripwires, gap_bounds
-from h1r_rl.hybrid.computed_values import computed_values, disagreements
+from h1r_rl.hybrid.computed_values import computed_values, disagreements, tensors_read
 from h1r_rl.hybrid.engine_values import compute_as_engine
 from h1r_rl.hybrid.load import load_policy
 from h1r_rl.hybrid.logprob_gap import gap, slip_terms, temperature_slip
@@ -46,14 +46,18 @@ class Side:
         ids = np.concatenate([asked.token_ids, completion.token_ids]).astype(np.int64)
         rows, first = torch.from_numpy(ids), len(asked.token_ids)
         with torch.autocast("cpu", torch.bfloat16, self._bf16):
-            found = self._policy(
-                rows, torch.tensor([0, len(rows)]), torch.arange(first, len(rows))
-            )
+            found = self._policy(rows, torch.tensor([0, len(rows)]), torch.arange(first, len(rows)))
         return np.stack([values.numpy() for values in found])
 
     def values(self):
-        ids, starts = torch.arange(8), torch.tensor([0, 8])
-        return computed_values(self.model, lambda: self._policy(ids, starts, torch.arange(1, 8)))
+        return computed_values(self.model, self._pass)
+
+    def dtypes(self) -> set[torch.dtype]:
+        return {t.dtype for t in tensors_read(self.model, self._pass).values()}
+
+    def _pass(self):
+        with torch.autocast("cpu", torch.bfloat16, self._bf16):
+            return self._policy(torch.arange(8), torch.tensor([0, 8]), torch.arange(1, 8))
 
 
 async def measured(wire, pool, side: Side, temperature: float = 1.0) -> dict[str, float]:
@@ -138,11 +142,13 @@ def dtypes_are(held, dtype: str) -> None:
 async def test_float32_tensors_are_those_of_the_learner(wire, rollout_pool, tiny_model_folder):
     await wire.push(rollout_pool, wire.Sender(tiny_model_folder), "110")
     ((_, held),) = (await rollout_pool.ask_worker("held_tensors")).items()
-    values = Side(tiny_model_folder).values()
+    side = Side(tiny_model_folder)
+    values = side.values()
     found = disagreements(values, held)
     assert found.keys() == values.keys()  # nothing that only one side knows of
     assert set(found.values()) == {0.0}, found
     dtypes_are(held, "float32")
+    assert side.dtypes() == {torch.float32}
 
 
 @pytest.mark.slow
@@ -168,6 +174,7 @@ async def test_a_bfloat16_engine_and_its_learner_compute_with_one_value(
             side = Side(folder, "bfloat16")
             ((_, held),) = (await pool.ask_worker("held_tensors")).items()
             dtypes_are(held, "bfloat16")
+            assert side.dtypes() == {torch.float32}  # holding what the engine rounded to
             assert set(disagreements(side.values(), held).values()) == {0.0}
             apart = disagreements(Side(folder).values(), held)  # a learner that does not round
             assert all(apart[f"mixer.0.{n}"] > 0 for n in ("D", "dt_bias", "conv1d.weight"))

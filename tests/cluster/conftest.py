@@ -121,7 +121,7 @@ class StubEngine:
 
     async def _ask_worker(self, method: str) -> dict[str, Any]:
         assert method == "held_tensors"
-        return await self._alive({"mixer.0.A": ("float32", [-1.0, self.world.held_value])})
+        return await self._alive({self.world.held_name: ("float32", [-1.0, self.world.held_value])})
 
     async def _join_epoch(self, epoch: TransferEpoch) -> None:
         await self._alive()
@@ -253,16 +253,35 @@ class Tracker:
         self.tags[name] = value
 
 
+class Ledger(GroupBuffer):
+    """Remembers by key what was given back, and why."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.given_back: dict[str, list[str]] = {}
+
+    async def drop(self, keys: Any, reason: str) -> None:
+        keys = list(keys)
+        self.given_back.setdefault(reason, []).extend(keys)
+        await super().drop(keys, reason)
+
+
 def account(run: GRPORun, world: SimpleNamespace) -> None:
-    """Every prompt issued was trained, dropped for a reason, or is in flight."""
+    """Every prompt issued was trained, dropped for a reason, or is in flight: exactly one of them,
+    each by its name, and as many as the buffer counts."""
     buffer = run.buffer
-    in_flight = sum(1 for slot in buffer._slots.values() if not slot.taken)
-    assert buffer.admitted == buffer.trained + sum(buffer.dropped.values()) + in_flight
-    assert len(run.prompts.issued) - buffer.admitted in (0, 1)  # one may wait for its slot
-    trained = [group.key for plan in world.plans for group in plan.groups]
-    assert len(trained) == len(set(trained))
-    assert buffer.trained + buffer.dropped.get("skipped_step", 0) == len(trained)
-    assert buffer.dropped["stale"] == 0
+    in_flight = [key for key, slot in buffer._slots.items() if not slot.taken]
+    taken = [group.key for plan in world.plans for group in plan.groups]
+    skipped = buffer.given_back.get("skipped_step", [])
+    assert set(skipped) <= set(taken)
+    trained = [key for key in taken if key not in skipped]
+    ends = [*trained, *in_flight, *(key for keys in buffer.given_back.values() for key in keys)]
+    assert len(ends) == len(set(ends)), "a prompt has ended in two ways"
+    waiting = set(run.prompts.issued) - set(ends)  # one may wait for its slot
+    assert set(ends) <= set(run.prompts.issued) and waiting <= {run.prompts.issued[-1]}
+    counted = {reason: len(keys) for reason, keys in buffer.given_back.items()}
+    assert buffer.dropped == {"stale": 0} | counted
+    assert (buffer.admitted, buffer.trained) == (len(ends), len(trained))
 
 
 @pytest.fixture
@@ -279,7 +298,8 @@ def stub_world(
         engines=engines, learners=[], plans=[], start_s=0.01, learn_s=0.005, send_s=0.002,
         sample_s=lambda prompt, index: 0.002, at_once=1000, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
-        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, commit_s={}, damage={},
+        reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, held_name="mixer.0.A",
+        commit_s={}, damage={},
         missed=[],  # per meeting, who does not come
         free={"CPU": 99.0}, control=ControlFolder(folder), account=account,
     )  # fmt: skip
@@ -315,7 +335,7 @@ def stub_world(
 
         learner = await LearnerService.start(start_learner, folder)
         rewards, tracker, prompts = StubRewards(world), Tracker(), Prompts()
-        buffer = GroupBuffer(
+        buffer = Ledger(
             prompts_per_step=grpo.prompts_per_step, max_staleness=grpo.max_staleness,
             max_backfill=grpo.max_backfill, generation_cache=grpo.generation_cache,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from cluster.grpo_loop import MAX_QUARANTINED, train_grpo
+from cluster.grpo_loop import MAX_EMPTY_STEPS, MAX_QUARANTINED, train_grpo
 from cluster.scale import Request
 from cluster.weight_sync import ATTEMPTS, MAX_LATE
 from h1r_rl.errors import RolloutLost, RunFailed, WeightTransferError
@@ -69,6 +69,39 @@ async def test_skipped_steps_at_staleness_zero_do_not_stall(loop_world):
     assert run.buffer.dropped["skipped_step"] == 12
     assert [e.holds for e in loop_world.engines.values()] == ["3"]
     loop_world.account(run, loop_world)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+async def test_groups_without_signal_are_made_up_for(loop_world, staleness):
+    """Two of three have none: each step is filled up all the same."""
+    loop_world.flat = {f"p{i}" for i in range(1000) if i % 3}
+    run = await loop_world.build(f"grpo.max_staleness={staleness}", "grpo.max_backfill=8")
+    await run_to_end(run)
+    assert [len(plan.groups) for plan in loop_world.plans] == [4] * 6
+    trained = {group.prompt.prompt_id for plan in loop_world.plans for group in plan.groups}
+    assert not trained & loop_world.flat
+    assert run.buffer.dropped["no_signal"] >= 2 * (6 * 4 - 2)
+    loop_world.account(run, loop_world)
+
+
+async def test_a_step_whose_backfill_is_used_up_trains_on_what_has_signal(loop_world):
+    loop_world.flat = {f"p{i}" for i in range(2, 1000)} - {"p30", "p31", "p50"}
+    run = await loop_world.build("grpo.max_staleness=0", "grpo.max_backfill=1", "grpo.steps=2")
+    await run_to_end(run)
+    sizes = [len(plan.groups) for plan in loop_world.plans]
+    assert sizes[0] == 2 and all(0 < size < 4 for size in sizes)  # after steps that found none
+    loop_world.account(run, loop_world)
+
+
+async def test_a_reward_that_never_differs_ends_the_run(loop_world):
+    loop_world.flat = {f"p{i}" for i in range(10_000)}
+    run = await loop_world.build("grpo.max_backfill=0")
+    error = await failure(run)
+    assert f"{MAX_EMPTY_STEPS} steps in a row found no group" in str(error)
+    assert "nothing can be learned" in str(error) and "mean reward of the last groups: 0.00" in str(
+        error
+    )
+    assert not loop_world.plans
 
 
 async def test_a_prompt_without_room_is_quarantined_and_told(loop_world, caplog):
@@ -237,6 +270,13 @@ async def test_a_value_that_the_engine_rounded_stops_the_run(loop_world):
     run = await loop_world.build()
     error = await failure(run)
     assert "step 0" in str(error) and "rollout-0: mixer.0.A by 0.0039" in str(error)
+    assert loop_world.learners[0].version == 0
+
+
+async def test_a_comparison_of_nothing_stops_the_run(loop_world):
+    loop_world.held_name = "an engine's own name"
+    error = await failure(await loop_world.build())
+    assert "expected tensors that rollout-0 and the learner both name, found none" in str(error)
     assert loop_world.learners[0].version == 0
 
 

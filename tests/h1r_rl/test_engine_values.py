@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from h1r_rl.config.schema import TinyModelConfig
-from h1r_rl.hybrid.computed_values import computed_values, disagreements
+from h1r_rl.hybrid import boundaries
+from h1r_rl.hybrid.computed_values import computed_values, disagreements, tensors_read
 from h1r_rl.hybrid.engine_values import compute_as_engine, rounded
 from h1r_rl.hybrid.load import load_policy, output_head
 from h1r_rl.hybrid.packed_forward import hidden_states
@@ -54,6 +55,31 @@ def test_what_is_computed_with_is_what_the_engine_holds(folder):
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, theirs), name  # the parameters themselves are untouched
     assert not any(set(m.__dict__) & set(m._parameters) for m in model.modules())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_is_read_and_the_state_computed_in_float32(folder, monkeypatch, dtype, autocast):
+    """Also where values are rounded and products made in bfloat16."""
+    model, inside = load_policy(folder), []
+    compute_as_engine(model, dtype, autocast=autocast)
+    scan = boundaries.chunked_scan
+
+    def noted(*arguments):
+        inside.extend(a.dtype for a in arguments if isinstance(a, torch.Tensor))
+        return scan(*arguments)
+
+    monkeypatch.setattr(boundaries, "chunked_scan", noted)
+
+    def dtypes() -> dict[str, torch.dtype]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return {name: t.dtype for name, t in tensors_read(model, lambda: run(model)).items()}
+
+    assert set(dtypes().values()) == {torch.float32} == set(inside) and len(inside) == 2 * 6
+    mixer = model.model.layers[1].mamba
+    mixer.A_log.data = mixer.A_log.data.bfloat16()  # as `bf16.enabled` of DeepSpeed would have it
+    found = dtypes()
+    assert [n for n, d in found.items() if d != torch.float32] == ["mixer.1.A_log"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
