@@ -15,6 +15,7 @@ PER_STEP = 8
 GROUPS = 3000
 GENERATION_S = 1.0  # of a group of ordinary length; the learner takes as long for its step
 LONG = 1 / 16
+LOOP_TURNS = 6  # a waiter that was told needs a few to look again
 
 
 class DropWhenLate:
@@ -35,7 +36,7 @@ class DropWhenLate:
     async def add(self, group) -> None:
         self.ready.append((self.rolling.pop(group.key), group))
 
-    def cut(self, version):
+    async def cut(self, version):
         fresh = [(a, g) for a, g in self.ready if a + self.staleness >= version]
         self.dropped["stale"] += len(self.ready) - len(fresh)
         self.ready = fresh
@@ -50,19 +51,23 @@ class DropWhenLate:
 
 
 class Deadline(GroupBuffer):
-    """The real buffer under the simulation's clock: never waited on, asked."""
+    """The real buffer under the simulation's clock: its own `take_step` waits beside the events,
+    and is looked at after each."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.step: asyncio.Task | None = None
 
     def room(self) -> bool:
         return self._has_room()
 
-    def cut(self, version):
-        self._version = version
-        if not self._can_cut():
+    async def cut(self, version):
+        self.step = self.step or asyncio.create_task(self.take_step(version))
+        for _ in range(LOOP_TURNS):
+            await asyncio.sleep(0)
+        if not self.step.done():
             return None
-        chosen = self._choose()
-        for group in chosen:
-            self._slots[group.key].taken = True
-        self.trained += len(chosen)
+        chosen, self.step = self.step.result(), None
         return chosen
 
 
@@ -85,13 +90,15 @@ async def simulate(buffer, lengths):
                 admitted[f"g{index}/0"] = version
                 done = clock + GENERATION_S * lengths[index]
                 heapq.heappush(events, (done, next(order), "done", [f"g{index}"]))
-        if learner_free and (chosen := buffer.cut(version)):
+        if learner_free and (chosen := await buffer.cut(version)):
             keys = [g.key for g in chosen]
             trained += [int(key[1:].split("/")[0]) for key in keys]
             staleness += [version - admitted[key] for key in keys]
             learner_free = False
             heapq.heappush(events, (clock + GENERATION_S, next(order), "step", keys))
         if not events:
+            if getattr(buffer, "step", None):  # the supply has ended: nothing more can come
+                buffer.step.cancel()
             return np.array(trained), np.array(staleness)
         clock, _, kind, names = heapq.heappop(events)
         if kind == "done":
