@@ -48,9 +48,11 @@ class RolloutActor:
         self._engine: Any = None
         self._processes: list[Any] = []
         self._stats: dict[str, float] = {}
-        self._totals = {"completions": 0.0, "pause_s": 0.0, "updates": 0.0}
+        self._totals = {"completions": 0.0, "pause_s": 0.0, "updates": 0.0, "recalled": 0.0}
         self._unpaused = asyncio.Event()
         self._unpaused.set()
+        self._asked: set[str] = set()  # requests for samples that the engine has
+        self._recalled: set[str] = set()  # of them, those that a commit took back
 
     async def start(
         self,
@@ -145,6 +147,15 @@ class RolloutActor:
                 task.cancel()
 
     async def _sample(self, prompt: Prompt, index: int, sampling: Sampling) -> Completion:
+        final = None
+        while final is None:
+            final = await self._answer(prompt, index, sampling)
+        completion = to_completion(final.outputs[0], index, self._name, self._tokenizer)
+        self._totals["completions"] += 1
+        return completion
+
+    async def _answer(self, prompt: Prompt, index: int, sampling: Sampling) -> Any:
+        """vLLM's final output; None where a commit took the request back before its first token."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
@@ -168,16 +179,21 @@ class RolloutActor:
         )
         request_id = f"{self._run}/{prompt.key}/{index}/{time.monotonic_ns()}"
         final = None
+        self._asked.add(request_id)
         try:
             async for output in self._engine.generate(inputs, parameters, request_id):
                 final = output
         except EngineDeadError as error:
             raise RuntimeError(await self._death_notice()) from error
+        finally:
+            self._asked.discard(request_id)
+            recalled = request_id in self._recalled
+            self._recalled.discard(request_id)
         if final is None or final.outputs[0].finish_reason not in ("stop", "length"):
+            if recalled:
+                return None
             raise RuntimeError(f"the engine aborted request {request_id}")
-        completion = to_completion(final.outputs[0], index, self._name, self._tokenizer)
-        self._totals["completions"] += 1
-        return completion
+        return final
 
     def _request_seed(self, prompt: Prompt, index: int) -> int | None:
         if not self._config.request_seeds:
@@ -247,7 +263,19 @@ class RolloutActor:
         held = await self._engine.get_weight_version()
         if held != version:
             raise RuntimeError(f"it says that it holds version {held!r} after {version!r} was sent")
+        if self._config.prefix_caching and not recompute:
+            await self._recall_untouched()
         await self._engine.resume_generation()
+
+    async def _recall_untouched(self) -> None:
+        """Requests without a token, queued or part of the way through their prompt, carry the old
+        version's salt, by which they would read the old weights' blocks: they are taken back, and
+        asked again under the new one."""
+        states = self._engine.output_processor.request_states.values()
+        untouched = {s.external_req_id for s in states if s.is_prefilling} & self._asked
+        self._recalled |= untouched
+        self._totals["recalled"] += len(untouched)
+        await self._engine.abort(untouched)
 
     async def version(self) -> str:
         return await self._engine.get_weight_version()

@@ -190,10 +190,23 @@ class WeightSync:
 
     async def _push_again(self, version: int) -> float:
         """A hot reload can corrupt a hybrid without a word (aliased or unloaded tensors): the same
-        weights once more must give the same log-probabilities. Returns the largest difference."""
-        before = self.probed
+        weights once more must give the same state-space tensors, bit for bit, and the same
+        log-probabilities. Returns their largest difference."""
+        before, held = self.probed, await self._pool.ask_worker("held_tensors")
         await self._deliver(version)
         after = self.probed = await self._pool.probe(self._probe)
+        again = await self._pool.ask_worker("held_tensors")
+        moved = [
+            f"{engine}: {name}"
+            for engine in held.keys() & again.keys()
+            for name in held[engine].keys() | again[engine].keys()
+            if held[engine].get(name) != again[engine].get(name)
+        ]
+        if moved:
+            raise RunFailed(
+                f"version {version} pushed twice left {len(moved)} tensors other than they were "
+                f"({', '.join(sorted(moved)[:3])}): the engine's reload corrupts this model"
+            )
         gaps = {n: float(np.abs(after[n] - before[n]).max()) for n in before.keys() & after.keys()}
         self._pushed_twice = bool(gaps)  # nobody was there for both: the next version tells
         wrong = {n: gap for n, gap in gaps.items() if not gap <= self._probe_limit}

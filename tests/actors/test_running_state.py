@@ -1,5 +1,5 @@
 """Prefix blocks of older weights serve nobody, whichever way running requests live through an
-update: a prompt issued after it gets a cold engine's log-probabilities."""
+update: a prompt issued after it, or queued over it, gets a cold engine's log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from h1r_rl.interfaces import Sampling
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("running_state", ["keep", "recompute"])
 async def test_a_prompt_after_an_update_reads_no_older_prefix(
@@ -25,7 +25,7 @@ async def test_a_prompt_after_an_update_reads_no_older_prefix(
     config = rollout_config.model_copy(
         update={
             "prefix_caching": True, "running_state": running_state, "max_model_len": 512,
-            "request_timeout_s": 300,
+            "request_timeout_s": 300, "max_num_seqs": 32,
         }
     )  # fmt: skip
     pool = await RolloutPool.start(
@@ -43,16 +43,22 @@ async def test_a_prompt_after_an_update_reads_no_older_prefix(
 
         running = [
             asyncio.create_task(wire.sample(pool, wire.prompt(i, length=40), 8, Sampling(1.0, 400)))
-            for i in range(61, 67)
+            for i in range(61, 77)  # more than there are seats
         ]
         while not (await pool.stats())["running"]:  # noqa: ASYNC110 - another process is asked
             await asyncio.sleep(0.05)
+        queued = asyncio.create_task(wire.sample(pool, asked, 4, Sampling(1.0, 32)))
+        await asyncio.sleep(0.2)
         await wire.push(pool, sender, "1", deadline_s=60)
-        (after,) = await wire.sample(pool, asked, 1, Sampling(1.0, 32))
-        expected = wire.reference(tmp_path / "next", asked, after, 1.0)
-        np.testing.assert_allclose(after.logprobs, expected, atol=1e-4)
-        old = wire.reference(tiny_model_folder, asked, after, 1.0)
-        assert np.abs(after.logprobs - old).max() > 0.1
+        later = asyncio.create_task(wire.sample(pool, asked, 1, Sampling(1.0, 32)))
+        for completion in (*await later, *await queued):
+            assert [s.version for s in completion.version_spans] == ["1"]
+            expected = wire.reference(tmp_path / "next", asked, completion, 1.0)
+            np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+            old = wire.reference(tiny_model_folder, asked, completion, 1.0)
+            assert np.abs(completion.logprobs - old).max() > 0.1
+        recalled = (await pool.stats())["recalled"]
+        assert recalled >= 4 if running_state == "keep" else recalled == 0
 
         groups = await asyncio.gather(*running)
         lived = [

@@ -53,6 +53,7 @@ class StubEngine:
 
     def __init__(self, name: str, world: SimpleNamespace) -> None:
         self.name, self.world, self.holds, self.received = name, world, "0", False
+        self.commits = 0
         self.dead = asyncio.get_running_loop().create_future()
         self.asked: list[tuple[str, str]] = []  # (prompt, version that it held)
         self.at_work, self.busy_s, self.since = 0, 0.0, time.monotonic()
@@ -121,7 +122,8 @@ class StubEngine:
 
     async def _ask_worker(self, method: str) -> dict[str, Any]:
         assert method == "held_tensors"
-        return await self._alive({self.world.held_name: ("float32", [-1.0, self.world.held_value])})
+        value = self.world.held_value + self.world.reload_shift * self.commits
+        return await self._alive({self.world.held_name: ("float32", [-1.0, value])})
 
     async def _join_epoch(self, epoch: TransferEpoch) -> None:
         await self._alive()
@@ -141,7 +143,7 @@ class StubEngine:
     async def _commit(self, version: str) -> float:
         assert self.received, "a commit without a transfer"
         await self._alive(seconds=self.world.commit_s.get(self.name, 0.0))
-        self.holds, self.received = version, False
+        self.holds, self.received, self.commits = version, False, self.commits + 1
         if self.name in self.world.reload_noise:
             self.world.reload_noise[self.name] += 0.002
         return 0.001
@@ -299,6 +301,7 @@ def stub_world(
         sample_s=lambda prompt, index: 0.002, at_once=1000, sending=False, num_sends=0, saved=None,
         too_long=set(), poison=set(), flat=set(), skip=set(), send_errors=[], score_errors=[],
         reload_noise={}, probe_gap=0.0, logprob_gap=0.0, held_value=-2.0, held_name="mixer.0.A",
+        reload_shift=0.0,
         commit_s={}, damage={},
         missed=[],  # per meeting, who does not come
         free={"CPU": 99.0}, control=ControlFolder(folder), account=account,

@@ -250,6 +250,10 @@ async def test_identical_weights_are_pushed_once_more_and_must_change_nothing(lo
     run = await loop_world.build("rollout.actors=2", probe=True)
     error = await failure(run)
     assert "version 1 pushed twice" in str(error) and "rollout-1 by 0.00" in str(error)
+    loop_world.reload_noise, loop_world.reload_shift = {}, 1e-7  # too little for log-probabilities
+    error = await failure(await loop_world.build("rollout.actors=1", probe=True))
+    assert "version 1 pushed twice left 1 tensors other than they were" in str(error)
+    assert "rollout-0: mixer.0.A" in str(error)
 
 
 @pytest.mark.parametrize(
