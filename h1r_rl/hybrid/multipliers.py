@@ -1,4 +1,4 @@
-"""Falcon-H1's forward multipliers: where each acts, and a model without one of them.
+"""A family's forward multipliers: where each acts, and a model without one of them.
 
 Invariant: a name here is one scalar of the configuration; `without` takes that one out of the
 forward pass and puts it back, whatever happens between. They are absent from checkpoints, so a side
@@ -17,6 +17,13 @@ SECTIONS = ("z", "x", "B", "C", "dt")  # of in_proj's output, in its order
 def multiplier_values(config: Any) -> dict[str, float]:
     """Scalars by name; empty for a family that has none of its own. Example:
     {"embedding": 5.66, ..., "ssm_in": 2.5, "mlp_gate": 1.77, "ssm_z": 0.354, ...}."""
+    if config.model_type == "granitemoehybrid":
+        return {
+            "embedding": float(config.embedding_multiplier),
+            "attention": float(config.attention_multiplier),
+            "residual": float(config.residual_multiplier),
+            "logits": float(config.logits_scaling),
+        }
     if config.model_type != "falcon_h1":
         return {}
     gate, down = config.mlp_multipliers
@@ -75,6 +82,9 @@ def sections(config: Any) -> dict[str, slice]:
 
 def _places(model: Any, name: str) -> Iterator[tuple[Any, str]]:
     decoder = model.model
+    if model.config.model_type == "granitemoehybrid":
+        yield from _granites_places(model, name)
+        return
     if name == "embedding":
         yield decoder, "embedding_multiplier"
     elif name == "lm_head":
@@ -90,3 +100,15 @@ def _places(model: Any, name: str) -> Iterator[tuple[Any, str]]:
             "mlp_gate": [(layer.feed_forward, "gate_multiplier")],
             "mlp_down": [(layer.feed_forward, "down_multiplier")],
         }.get(name, [])
+
+
+def _granites_places(model: Any, name: str) -> Iterator[tuple[Any, str]]:
+    if name == "embedding":
+        yield model.model, "embedding_multiplier"
+    elif name == "logits":
+        yield model.config, "logits_scaling"  # transformers' forward and our loss read it there
+    for layer in model.model.layers:
+        if name == "residual":
+            yield layer, "residual_multiplier"
+        elif name == "attention" and getattr(layer, "self_attn", None) is not None:
+            yield layer.self_attn, "scaling"

@@ -210,6 +210,90 @@ async def test_an_abort_is_no_completion(ending):
             await anext(parts)
 
 
+class UpdatedEngine:
+    """vLLM's side of a commit and of requests: the first time one is asked it waits for ever, part
+    of the way through its prompt; the second time it is answered."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.calls, self.salts = label, [], []
+        self.output_processor = SimpleNamespace(request_states={})
+        self.aborted = asyncio.Event()
+
+    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+        self.calls.append(f"pause, {mode}")
+
+    async def start_weight_update(self) -> None: ...
+
+    async def update_weights(self, request) -> None:
+        self.calls.append("load")
+
+    async def finish_weight_update(self, *, weight_version: str) -> None: ...
+
+    async def get_weight_version(self) -> str:
+        return self.label
+
+    async def abort(self, request_ids) -> None:
+        self.calls.append(f"abort {len(request_ids)}")
+        self.aborted.set()
+
+    async def resume_generation(self) -> None:
+        self.calls.append("resume")
+
+    async def generate(self, inputs, parameters, request_id):
+        self.salts.append(inputs["cache_salt"])
+        state = SimpleNamespace(external_req_id=request_id, is_prefilling=True)
+        self.output_processor.request_states[request_id] = state
+        reason = "stop"
+        if len(self.salts) == 1:
+            await self.aborted.wait()
+            reason = "abort"
+        yield SimpleNamespace(outputs=[finished([5, 6], [5, 6], [("1", 0, 2)], reason)])
+
+
+def rollout_actor(engine, **settings):
+    from actors.rollout_actor import RolloutActor
+
+    config = CONFIG.model_copy(update={"prefix_caching": True, **settings})
+    actor = RolloutActor.__ray_metadata__.modified_class("rollout-0", config, WeightsConfig(), "r")
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: str(ids))
+    actor._engine, actor._tokenizer, actor._stop_ids, actor._version = engine, tokenizer, [], "0"
+    return actor
+
+
+async def test_a_request_without_a_token_is_asked_anew_under_the_new_version():
+    engine = UpdatedEngine("1")
+    actor = rollout_actor(engine, running_state="keep")
+    scored = SimpleNamespace(external_req_id="r/p/0/score/1", is_prefilling=True)
+    decoding = SimpleNamespace(external_req_id="r/q/0/0/1", is_prefilling=False)
+    prompt = Prompt("p", 0, np.array([1], dtype=np.int32), "q", "math", "1")
+    parts = actor.generate(prompt, [0], Sampling(1.0, 8))
+    answer = asyncio.create_task(anext(parts))
+    while not engine.salts:  # noqa: ASYNC110 - it is on its way to the engine
+        await asyncio.sleep(0)
+    engine.output_processor.request_states |= {"a": scored, "b": decoding}
+    await actor.commit("1")
+    assert (await answer).finish_reasons == ("stop",)
+    assert engine.salts == ["0", "1"] and actor._totals["recalled"] == 1
+    assert engine.calls == ["pause, keep", "load", "abort 1", "resume"]
+    assert not actor._asked and not actor._recalled
+
+
+@pytest.mark.parametrize(
+    "settings", [{"running_state": "recompute"}, {"prefix_caching": False}], ids=str
+)
+async def test_nothing_is_taken_back_where_no_old_prefix_can_be_read(settings):
+    engine = UpdatedEngine("1")
+    await rollout_actor(engine, **settings).commit("1")
+    assert engine.calls == ["pause, keep", "load", "resume"]
+
+
+async def test_a_label_that_is_not_the_one_sent_is_an_error_and_nothing_is_resumed():
+    engine = UpdatedEngine("default")
+    with pytest.raises(RuntimeError, match="holds version 'default' after '1' was sent"):
+        await rollout_actor(engine).commit("1")
+    assert engine.calls == ["pause, keep", "load"]
+
+
 def test_seeds_of_requests_are_an_option():
     """Off by default: vLLM samples seeded requests one by one in Python."""
     from actors.rollout_actor import RolloutActor

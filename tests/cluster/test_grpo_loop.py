@@ -52,6 +52,31 @@ async def test_steps_end_with_the_engines_at_the_last_version(loop_world, stalen
     loop_world.account(run, loop_world)
 
 
+async def test_nothing_waits_for_a_long_answer(loop_world):
+    """Its siblings are judged, other groups are asked for and trained on while it is written."""
+    long_ends = asyncio.Event()
+    loop_world.sample_s = lambda prompt, i: 0.4 if (prompt.prompt_id, i) == ("p1", 1) else 0.002
+    run = await loop_world.build("grpo.max_staleness=3", "grpo.steps=3")
+    judged, score = [], run.rewards.score
+
+    async def noted(prompt, part):
+        judged.extend((prompt.prompt_id, i) for i in part.sample_indices)
+        if ("p1", 1) in judged:
+            long_ends.set()
+        return await score(prompt, part)
+
+    run.rewards.score = noted
+    training = asyncio.create_task(run_to_end(run))
+    await until(lambda: ("p1", 0) in judged)
+    assert not long_ends.is_set()
+    await steps_done(run, 1)
+    assert not long_ends.is_set() and len(run.prompts.issued) > 4  # beyond the first batch
+    trained = {group.key for plan in loop_world.plans for group in plan.groups}
+    assert len(trained) >= 4 and "p1/0" not in trained
+    await training
+    loop_world.account(run, loop_world)
+
+
 async def test_the_learners_bubble_is_its_wait_for_groups_and_for_transfers(loop_world):
     loop_world.send_s, loop_world.learn_s = 0.08, 0.005
     run = await loop_world.build("grpo.max_staleness=3", "grpo.steps=8")

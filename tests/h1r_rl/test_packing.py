@@ -49,3 +49,30 @@ def test_work_is_near_its_mean_where_everything_fits(lengths, ranks):
 
 def test_no_documents_give_every_rank_nothing():
     assert len(pack_documents([], ranks=3, budget=10)) == 3
+
+
+def fewest_bins(lengths, budget) -> int:
+    """By trying every placement; an over-long document has a bin of its own."""
+    best = len(lengths)
+
+    def place(index: int, bins: tuple[int, ...]) -> None:
+        nonlocal best
+        if len(bins) >= best:
+            return
+        if index == len(lengths):
+            best = len(bins)
+            return
+        for i, filled in enumerate(bins):
+            if filled + lengths[index] <= budget:
+                place(index + 1, (*bins[:i], filled + lengths[index], *bins[i + 1 :]))
+        place(index + 1, (*bins, lengths[index]))
+
+    place(0, ())
+    return best
+
+
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=9), st.integers(60, 130))
+def test_as_few_micro_batches_as_first_fit_decreasing_promises(lengths, budget):
+    """FFD(L) <= 11/9 OPT(L) + 6/9 (Dosa, 2007); a micro-batch is a forward pass."""
+    bins = [members for members in pack_documents(lengths, ranks=1, budget=budget)[0] if members]
+    assert len(bins) <= 11 / 9 * fewest_bins(lengths, budget) + 6 / 9
