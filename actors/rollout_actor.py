@@ -14,7 +14,6 @@ import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 from actors.completions import stop_ids, to_completion
 from actors.engine_args import engine_args, forks_engine
 from actors.engine_fork import begin_imports, fork_engines
+from actors.engine_log import log_tail
+from actors.engine_request import sampling_request
 from actors.owner_watch import own_engine_processes
 from h1r_rl.config.schema import RolloutConfig, WeightsConfig
 from h1r_rl.deadlines import within
@@ -34,7 +35,6 @@ from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
 
 MAX_CALLS = 100_000  # groups generate in calls of their own: none may keep a commit waiting
 CHUNK_S = 0.1  # siblings that finish this close together share a message
-LOG_LINES = 8
 
 
 @ray.remote(max_concurrency=MAX_CALLS)
@@ -90,7 +90,7 @@ class RolloutActor:
                 AsyncEngineArgs(**args), stat_loggers=[recorder]
             )
         except Exception as error:
-            raise RunFailed(f"{self._name}: {error} ({_log_tail()})") from error
+            raise RunFailed(f"{self._name}: {error} ({log_tail()})") from error
         self._processes = multiprocessing.active_children()
         await self._engine.update_weight_version(version)
         self._version = await self._engine.get_weight_version()
@@ -156,26 +156,16 @@ class RolloutActor:
 
     async def _answer(self, prompt: Prompt, index: int, sampling: Sampling) -> Any:
         """vLLM's final output; None where a commit took the request back before its first token."""
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
         # A request that came in during a commit would be salted with the version that it leaves.
         await within(self._unpaused.wait(), self._config.request_timeout_s, "a weight update")
-        inputs = TokensPrompt(prompt_token_ids=prompt.token_ids.tolist())
-        if self._config.prefix_caching:
-            inputs["cache_salt"] = self._version  # blocks of older weights never match
-        parameters = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            logprobs=0,  # the sampled token's own
-            flat_logprobs=True,  # no dict and object a token in the process that serves them all
-            detokenize=False,  # see answer_text
-            stop_token_ids=self._stop_ids,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+        inputs, parameters = sampling_request(
+            prompt,
+            sampling,
+            stop_ids=self._stop_ids,
             seed=self._request_seed(prompt, index),
+            cache_salt=self._version if self._config.prefix_caching else None,
         )
         request_id = f"{self._run}/{prompt.key}/{index}/{time.monotonic_ns()}"
         final = None
@@ -335,15 +325,4 @@ class RolloutActor:
     async def _death_notice(self) -> str:
         await asyncio.sleep(0.5)  # the exit code and the last words may come a moment later
         codes = [process.exitcode for process in self._processes]
-        return f"the engine process ended with exit code {codes} ({_log_tail()})"
-
-
-def _log_tail() -> str:
-    """Last lines of this process's log, which its engine processes share."""
-    try:
-        with open(os.readlink("/proc/self/fd/2"), "rb") as log:
-            log.seek(max(0, Path(log.name).stat().st_size - 4096))
-            lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
-    except OSError:
-        return "no log to be read"
-    return "last log lines: " + " | ".join(line.strip() for line in lines if line.strip())
+        return f"the engine process ended with exit code {codes} ({log_tail()})"

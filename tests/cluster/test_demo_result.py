@@ -56,7 +56,7 @@ def score(texts: list[str], questions: list[dict]) -> float:
     return right / len(questions)
 
 
-def test_result_has_its_shape_and_grpo_its_gain(result, questions):
+def test_result_has_its_shape_and_grpo_its_gain(result):
     evaluation = result["evaluation"]
     assert set(evaluation) == {"base", "sft", "grpo"} and "t0.6" not in evaluation["base"]
     assert result["model"] == str(FOLDER / "model") and (FOLDER / "model" / "config.json").exists()
