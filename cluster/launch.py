@@ -69,7 +69,9 @@ def run_stage(
     where = ["env", f"RAY_ADDRESS={cluster.gcs_address}"] if cluster.gcs_address else []
     python = sys.executable if cluster.gcs_address else "python"
     words = [stage, path, *filter(None, [parent_run_id])]
-    job = _submit(client, shlex.join([*where, python, "-m", "cluster.stage_main", *words]))
+    command = shlex.join([*where, python, "-m", "cluster.stage_main", *words])
+    # Ray runs it in a shell: without `exec`, a shell killed by itself leaves the stage behind.
+    job = _submit(client, f"exec {command}")
     try:
         status = _wait(client, job, on_poll)
     except BaseException:

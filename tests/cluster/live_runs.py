@@ -108,7 +108,8 @@ class Live:
             self.process.send_signal(signal.SIGINT)
 
     def kill(self, name: str) -> None:
-        """SIGKILL to the first process with these words in its title or command line."""
+        """SIGKILL to the first process with these words in its title or command line (the lowest
+        id: a shell before what it runs)."""
         found = [pid for pid in sorted(alive(self.tree)) if name in command_line(pid)]
         assert found, {pid: command_line(pid) for pid in alive(self.tree)}
         os.kill(found[0], signal.SIGKILL)
