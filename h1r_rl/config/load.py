@@ -7,7 +7,7 @@ the nearest valid name for a misspelt key; never a validation trace.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -141,6 +141,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         name = str(error["loc"][-1])
         close = difflib.get_close_matches(name.strip().lower(), known, n=1)
+        close = close or sorted(p for p in _places(RunConfig) if p.rpartition(".")[2] == name)[:1]
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
         return f"unknown key '{'.'.join([*place, name])}'; {hint}"
     if error["type"] == "invalid_key":
@@ -170,6 +171,15 @@ def _whereabouts(location: Sequence[Any]) -> tuple[list[str], type[BaseModel], s
         if field is not None or isinstance(part, int):
             place.append(str(part))
     return place, model, about
+
+
+def _places(model: type[BaseModel], place: str = "") -> Iterator[str]:
+    """Every key below a section: "grpo", "grpo.steps", ..."""
+    for name, field in model.model_fields.items():
+        yield place + name
+        for nested in _types_in(field.annotation):
+            if issubclass(nested, BaseModel):
+                yield from _places(nested, f"{place}{name}.")
 
 
 def _short(text: str) -> str:

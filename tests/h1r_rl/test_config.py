@@ -71,6 +71,7 @@ def test_adapters_want_whole_weights(tmp_path):
         # Wrong in kind, not in size alone.
         ("grpo=[1]", ["'grpo': expected a section of settings, found [1]"]),
         ("GRPO.steps=3", ["did you mean 'grpo'?"]),
+        ("rollout.max_staleness=2", ["did you mean 'grpo.max_staleness'?"]),  # another section's
         ("data.rl=x.parquet", ["'data.rl': expected a list"]),
         ("grpo.preset=[dapo]", ["grpo.preset", "['dapo']"]),
         ("grpo.algorithm.policy_loss=[clip]", ["policy_loss", "'gspo'", "['clip']"]),
