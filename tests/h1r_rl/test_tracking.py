@@ -163,14 +163,34 @@ def test_a_store_that_fails_later_is_said_once(tmp_path, caplog):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
 
 
+def test_steps_share_a_request_and_stand_before_what_came_after_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "TOGETHER_S", 0.2)
+    client, written = StubClient(), []
+    client.log_batch = lambda _, metrics: written.append([(m.key, m.step) for m in metrics])
+    client.set_tag = lambda *_: written.append("tag")
+    tracker = Tracker(client, "id", tmp_path, "grpo")
+    for step in range(3):
+        tracker.log_step(step, {"a": 1.0, "b": 2.0})
+    tracker.set_tag("after", "them")
+    tracker.log_step(3, {"a": 1.0})
+    deadline = time.monotonic() + 10
+    while len(written) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    together = [(key, step) for step in range(3) for key in "ab"]
+    assert written == [together, "tag", [("a", 3)]]  # the last one by itself, in its time
+    tracker.end("FINISHED")
+    assert len(written) == 3
+
+
 def test_a_slow_store_neither_blocks_the_loop_nor_costs_the_status(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "FLUSH_DEADLINE_S", 0.3)
     hang = threading.Event()
     tracker = Tracker(StubClient(hang), "id", tmp_path, "grpo")
     begun = time.monotonic()
+    many = dict.fromkeys(map(str, range(tracking.MOST_TOGETHER)), 1.0)  # a request each
     for step in range(100):
-        tracker.log_step(step, {"a": 1.0})
-    assert time.monotonic() - begun < 0.2
+        tracker.log_step(step, many)
+    assert time.monotonic() - begun < 2
     threading.Timer(0.6, hang.set).start()  # the call in flight comes back after the deadline
     tracker.end("KILLED")
     assert tracker._client.status == "KILLED" and "99 entries are in metrics.jsonl" in caplog.text
