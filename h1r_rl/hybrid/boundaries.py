@@ -10,8 +10,10 @@ own CPU versions drop them without a word; so the three that mix tokens are repl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -105,23 +107,39 @@ def document_attention(
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, dim]
     if takes_varlen(query):
         return varlen_attention(query, key, value, documents, scaling)[None], None
-    pieces, places = [], []
-    for bucket in _alike(documents.lengths):
-        lengths = query.new_tensor([documents.lengths[d] for d in bucket], dtype=torch.long)
-        starts = documents.starts[bucket]
-        column = torch.arange(int(lengths.max()), device=query.device)
-        inside = column < lengths[:, None]
-        rows = starts[:, None] + torch.minimum(column, lengths[:, None] - 1)
+    slots, shapes = padded_slots(documents.lengths)
+    slots, sizes = slots.to(query.device), [rows * longest for rows, longest in shapes]
+
+    def lay_out(tokens: Tensor) -> tuple[Tensor, ...]:
+        empty = tokens.new_zeros(sum(sizes), *tokens.shape[1:])
+        return empty.index_copy(0, slots, tokens).split(sizes)
+
+    pieces = []
+    for shape, *laid in zip(shapes, *map(lay_out, (query, key, value)), strict=True):
         attended = functional.scaled_dot_product_attention(
-            *(t[rows].transpose(1, 2) for t in (query, key, value)),  # pyright: ignore[reportArgumentType]
+            *(t.unflatten(0, shape).transpose(1, 2) for t in laid),  # pyright: ignore[reportArgumentType]
             is_causal=True,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-        pieces.append(attended.transpose(1, 2)[inside])
-        places.append(rows[inside])
-    order = torch.cat(places).argsort()
-    return torch.cat(pieces)[order][None], None
+        pieces.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(pieces).index_select(0, slots)[None], None
+
+
+@lru_cache(maxsize=16)
+def padded_slots(lengths: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """([T] slot of each token in padded batches laid one after the other, (rows, longest) of each
+    batch). Example: lengths (2, 3) share a batch: slots [0, 1, 3, 4, 5], shapes [(2, 3)]."""
+    first = np.empty(len(lengths), dtype=np.int64)  # slot of each document's first token
+    shapes, offset = [], 0
+    for batch in _alike(lengths):
+        longest = max(lengths[document] for document in batch)
+        first[batch] = offset + longest * np.arange(len(batch))
+        shapes.append((len(batch), longest))
+        offset += longest * len(batch)
+    sizes = np.asarray(lengths)
+    position = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return torch.from_numpy(np.repeat(first, sizes) + position), shapes
 
 
 def _alike(lengths: tuple[int, ...]) -> list[list[int]]:
