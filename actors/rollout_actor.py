@@ -34,7 +34,7 @@ from h1r_rl.records import Completion, GroupPart, Prompt
 from h1r_rl.weight_manifest import TransferEpoch, WeightManifest
 
 MAX_CALLS = 100_000  # groups generate in calls of their own: none may keep a commit waiting
-CHUNK_S = 0.1  # siblings that finish this close together share a message
+CHUNK_S = 0.3  # siblings that finish this close together share a message
 
 
 @ray.remote(max_concurrency=MAX_CALLS)
